@@ -1,0 +1,73 @@
+"""What a person reads while a run goes on."""
+
+from collections.abc import Mapping
+import datetime
+import logging as python_logging
+import os
+import time
+
+from absl import flags
+from absl import logging
+
+_SHOWN = ('loss', 'accuracy', 'learning_rate')
+
+
+def set_up_logging() -> None:
+  """Absl's log on stderr: our own notes and CLU's, warnings of all others."""
+  if not flags.FLAGS.is_parsed():
+    flags.FLAGS.mark_as_parsed()  # or absl remarks on it at the first line
+  logging.use_absl_handler()
+  logging.set_verbosity(logging.INFO)
+  logging.get_absl_handler().addFilter(_is_for_people)
+
+
+def _is_for_people(record: python_logging.LogRecord) -> bool:
+  ours = f'{os.sep}metalr_flax{os.sep}', f'{os.sep}clu{os.sep}'
+  return record.levelno >= python_logging.WARNING or any(
+    folder in record.pathname for folder in ours
+  )
+
+
+def say(text: str) -> None:
+  """Prints a line at once, also where stdout is a file or a pipe."""
+  print(text, flush=True)
+
+
+class Progress:
+  """A line on where the run is: at evaluations, and at least every while.
+
+  Attributes:
+    every_secs: seconds between lines where there is no evaluation.
+  """
+
+  every_secs = 5.0
+
+  def __init__(self, start: int, num_outer_steps: int):
+    self._start = start
+    self._total = num_outer_steps
+    self._begun = self._said = time.monotonic()
+
+  def __call__(self, step: int, row: Mapping[str, float]) -> None:
+    """Says where the run is, if there is something to say.
+
+    Args:
+      step: outer steps done.
+      row: metrics of that step, by public key.
+    """
+    now = time.monotonic()
+    evaluated = any(key.startswith('eval/') for key in row)
+    if not evaluated and now - self._said < self.every_secs:
+      return
+    self._said = now
+    rate = (step - self._start) / max(now - self._begun, 1e-9)
+    left = datetime.timedelta(seconds=round((self._total - step) / rate))
+    width = len(str(self._total))
+    values = '  '.join(
+      f'{key.removeprefix("hyperparams/")} {value:.4g}'
+      for key, value in row.items()
+      if key.startswith('hyperparams/') or key.rpartition('/')[2] in _SHOWN
+    )
+    say(
+      f'step {step:{width}}/{self._total} ({100 * step // self._total:3}%)  '
+      f'{values}  | {rate:,.1f} steps/s, {left} left'
+    )

@@ -1,0 +1,94 @@
+"""From a checked config to a running loop.
+
+XLA compiles in one thread while another imports what the host loop needs:
+Orbax, CLU and matplotlib take nearly as long as the compiler.
+"""
+
+from collections.abc import Mapping
+import concurrent.futures
+import functools
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+
+from metalr_flax import build
+from metalr_flax import config as config_lib
+from metalr_flax import interrupts
+from metalr_flax import outer
+from metalr_flax import state as state_lib
+
+MAX_ROWS = 1000  # metrics rows held on the device
+
+
+def run(
+  config: Mapping[str, Any],
+  workdir: pathlib.Path,
+  *,
+  command: str,
+  stop: interrupts.StopRequest,
+) -> None:
+  """Trains as `config` says, or goes on where `workdir` stopped.
+
+  Args:
+    config: resolved, as `config.resolve` returns it.
+    workdir: where everything is written; README.md lists its files.
+    command: the command without its workdir, for messages.
+    stop: true once a signal asked the run to stop.
+
+  Raises:
+    MetalrError: for each way of ending that is not the planned one; its
+      `status` is the exit status.
+  """
+  with (
+    build.randomness(config),
+    concurrent.futures.ThreadPoolExecutor(max_workers=1) as pool,
+  ):
+    experiment = build.build(config)
+    state = experiment.init_state()
+    rows = max_rows(config)
+    compiling = pool.submit(lower_chunk(experiment, state, rows).compile)
+    from metalr_flax import console
+    from metalr_flax import train
+
+    console.set_up_logging()
+    train.run(
+      train.Run(
+        config=config,
+        workdir=workdir,
+        command=command,
+        experiment=experiment,
+        max_rows=rows,
+        outer_steps=compiling.result,
+        stop=stop,
+      ),
+      state,
+    )
+
+
+def max_rows(config: Mapping[str, Any]) -> int:
+  """The longest chunk: no cadence is further away than this."""
+  return min(MAX_ROWS, *(config[name] for name in config_lib.CADENCES))
+
+
+def lower_chunk(
+  experiment: build.Experiment, state: state_lib.MetaTrainState, rows: int
+) -> jax.stages.Lowered:
+  """The run's one executable, `(state, num_steps) -> (state, chunk)`.
+
+  The state given to it is donated: its arrays are gone afterwards.
+
+  Args:
+    experiment: the run's objects.
+    state: a state, for its shapes.
+    rows: the longest chunk it can do.
+
+  Returns:
+    The program, to be compiled.
+  """
+  outer_steps = functools.partial(
+    outer.outer_steps, step_fn=experiment.step_fn, max_steps=rows
+  )
+  jitted = jax.jit(outer_steps, donate_argnums=0)
+  return jitted.lower(state, np.int32(0))

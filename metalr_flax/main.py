@@ -1,0 +1,55 @@
+"""Trains a model while learning its optimizer's hyperparameters.
+
+  python -m metalr_flax.main --config=configs/default.py
+      [--config.<field>=VALUE ...] [--workdir=DIR]
+
+The workdir is checkpoints/<config file's stem> unless given. The same command
+again resumes a run from its newest checkpoint; a larger
+--config.num_outer_steps continues a finished one.
+
+Exit status: 0 done, 2 bad flags or config, 3 workdir refused, 4 diverged,
+5 storage failed, 6 no intact checkpoint, 75 interrupted with the state saved.
+"""
+
+from collections.abc import Sequence
+import sys
+
+from metalr_flax import interrupts
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs the command line; returns its exit status.
+
+  Args:
+    argv: the arguments after the program's name, `sys.argv`'s by default.
+  """
+  stop = interrupts.StopRequest().install()  # before anything takes time
+  from metalr_flax import cli
+  from metalr_flax import errors
+  from metalr_flax import workdir
+
+  try:
+    arguments = cli.parse(
+      'metalr_flax.main', sys.argv[1:] if argv is None else argv, __doc__ or ''
+    )
+    workdir.check_writable(arguments.workdir)
+    workdir.check_config(arguments.workdir, arguments.config, arguments.command)
+    from metalr_flax import launch  # imports JAX: only when all is fine so far
+
+    launch.run(
+      arguments.config,
+      arguments.workdir,
+      command=arguments.command,
+      stop=stop,
+    )
+  except errors.Interrupted as stopped:
+    print(f'metalr_flax: interrupted: {stopped}', file=sys.stderr)
+    return stopped.status
+  except errors.MetalrError as error:
+    print(f'metalr_flax: error: {error}', file=sys.stderr)
+    return error.status
+  return 0
+
+
+if __name__ == '__main__':
+  sys.exit(main())

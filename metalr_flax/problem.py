@@ -1,0 +1,34 @@
+"""What is being optimized: the parts of a bilevel problem in one record."""
+
+from collections.abc import Mapping
+import dataclasses
+
+import optax
+
+from metalr_flax import inner
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Problem:
+  """A bilevel problem: an inner loop, and the loss that judges it.
+
+  Attributes:
+    loss_fn: inner loss, `(params, model_state, batch) -> (loss, (model_state,
+      metrics))`; metrics are scalars by name.
+    meta_loss_fn: outer loss F of a window's last batch, the same signature; the
+      model_state that it returns is dropped.
+    next_batch: `data_state -> (data_state, batch)`, draws an inner batch.
+    next_meta_batch: the same for the outer loss's batch.
+    tx: inner optimizer made by `optax.inject_hyperparams`.
+    bijections: the learned hyperparameters, each with its bijection's name,
+      e.g. `{'learning_rate': 'sigmoid'}`.
+    unroll_length: K >= 1, inner updates in a window.
+  """
+
+  loss_fn: inner.LossFn
+  meta_loss_fn: inner.LossFn
+  next_batch: inner.NextBatch
+  next_meta_batch: inner.NextBatch
+  tx: optax.GradientTransformation
+  bijections: Mapping[str, str]
+  unroll_length: int

@@ -1,0 +1,220 @@
+"""Everything that a run writes as it goes: rows, events and lines."""
+
+from collections.abc import Iterator, Mapping
+import contextlib
+import dataclasses
+import json
+import pathlib
+import time
+from typing import Any
+
+import jax
+
+from metalr_flax import build
+from metalr_flax import console
+from metalr_flax import errors
+from metalr_flax import inner
+from metalr_flax import outer
+from metalr_flax import records
+from metalr_flax import report
+from metalr_flax import state as state_lib
+from metalr_flax import workdir as workdir_lib
+from metalr_flax import writers
+
+RATE = 'perf/outer_steps_per_sec'
+# Before the first checkpoint there is nothing to keep.
+EMPTY_RECORD: dict[str, Any] = {'metrics_size': 0, 'event_sizes': {}}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pending:
+  """A chunk whose metrics are still on the device.
+
+  Attributes:
+    first: outer steps done before it.
+    chunk: its record.
+    evaluation: metrics of the state after it, `{}` if that was not evaluated.
+  """
+
+  first: int
+  chunk: outer.Chunk
+  evaluation: inner.Metrics
+
+
+@contextlib.contextmanager
+def opened(
+  workdir: pathlib.Path,
+  config: Mapping[str, Any],
+  experiment: build.Experiment,
+  state: state_lib.MetaTrainState,
+  record: Mapping[str, Any],
+) -> Iterator['Recorder']:
+  """A recorder that goes on where a checkpoint's record says.
+
+  Args:
+    workdir: the run's folder.
+    config: the resolved config.
+    experiment: the run's objects.
+    state: the state the run goes on from.
+    record: what `Recorder.flush` returned for that state's checkpoint.
+  """
+  writers.cut_events(workdir, record['event_sizes'])
+  keys = _metric_keys(experiment, state)
+  path = workdir / workdir_lib.METRICS
+  with records.MetricsFile(path, keys, record['metrics_size']) as metrics:
+    writer = writers.make_writer(workdir)
+    try:
+      yield Recorder(workdir, config, experiment, state, metrics, writer)
+    finally:
+      writer.close()
+
+
+class Recorder:
+  """Writes a run's metrics to every place that shows them."""
+
+  def __init__(
+    self,
+    workdir: pathlib.Path,
+    config: Mapping[str, Any],
+    experiment: build.Experiment,
+    state: state_lib.MetaTrainState,
+    metrics: records.MetricsFile,
+    writer: writers.metric_writers.MetricWriter,
+  ):
+    self._workdir = workdir
+    self._config = config
+    self._experiment = experiment
+    self._params = writers.overview(state.params)
+    self._metrics = metrics
+    self._writer = writer
+    self._first = int(state.step)
+    total = config['num_outer_steps']
+    self._line = console.Progress(self._first, total)
+    self._progress = writers.ReportProgress(
+      num_train_steps=total, every_secs=30.0
+    )
+    self._progress(self._first)
+    self._noted = time.monotonic()
+
+  def greet(self, *, resumed: bool) -> None:
+    """Says what is about to happen; a fresh run also notes its config."""
+    console.say(self._params)
+    console.say(f'devices: {", ".join(str(d) for d in jax.devices())}')
+    if resumed:
+      console.say(f'resuming from outer step {self._first} in {self._workdir}')
+      return
+    text = json.dumps(self._config, indent=2)
+    self._writer.write_texts(0, {'config': f'```json\n{text}\n```'})
+    self._writer.write_hparams(_hparams(self._config))
+    console.say(f'starting in {self._workdir}')
+
+  def record(self, pending: Pending) -> float:
+    """Writes a chunk's rows, waiting for the device to have done it.
+
+    Returns:
+      The chunk's outer steps per second.
+
+    Raises:
+      DivergedError: where a step of it was not finite; the rows before that
+        step are written.
+    """
+    chunk = jax.device_get(pending.chunk)
+    now = time.monotonic()
+    rate = int(chunk.count) / max(now - self._noted, 1e-9)
+    self._noted = now
+    good = int(chunk.count) - (not chunk.finite)
+    rows = self._rows(pending.first, good, chunk.rows, rate)
+    if chunk.finite and pending.evaluation:
+      rows[-1] |= {
+        f'eval/{name}': float(value)
+        for name, value in jax.device_get(pending.evaluation).items()
+      }
+    self._metrics.append(rows)
+    self._log(rows)
+    if not chunk.finite:
+      raise self._diverged(pending.first + good + 1, chunk.rows, good)
+    return rate
+
+  def flush(self) -> dict[str, Any]:
+    """Hands all that is written to the system; a checkpoint's record of it."""
+    self._writer.flush()
+    return {
+      'metrics_size': self._metrics.flush(),
+      'event_sizes': writers.event_sizes(self._workdir),
+    }
+
+  def finish(self, evaluation: inner.Metrics) -> None:
+    """Writes the results, the schedule and the plot, and says where."""
+    self._metrics.flush()
+    values = {f'eval/{n}': float(v) for n, v in evaluation.items()}
+    results, picture = report.write(
+      self._workdir, self._config, self._experiment.initial, values
+    )
+    step = self._config['num_outer_steps']
+    self._writer.write_images(step, {'plots/learning_rate': picture})
+    self._writer.flush()
+    shown = '  '.join(f'{k} {v:.6g}' for k, v in results.items())
+    console.say(f'done: {shown}')
+    console.say(
+      f'everything is in {self._workdir}: {workdir_lib.METRICS}, '
+      f'{workdir_lib.RESULTS}, {workdir_lib.SCHEDULE}, {workdir_lib.PLOT}\n'
+      f'look at it: tensorboard --logdir={self._workdir} --host=localhost'
+    )
+
+  def _rows(
+    self, first: int, count: int, columns: Mapping[str, Any], rate: float
+  ) -> list[dict[str, float]]:
+    unroll_length = self._config['meta']['unroll_length']
+    rows = []
+    for i in range(count):
+      step = first + i + 1
+      values = {key: float(column[i]) for key, column in columns.items()}
+      places = {'outer_step': step, 'inner_step': step * unroll_length}
+      rows.append({**places, **values, RATE: rate})
+    return rows
+
+  def _log(self, rows: list[dict[str, float]]) -> None:
+    every = self._config['log_every']
+    for row in rows:
+      step = int(row['outer_step'])
+      scalars = {k: v for k, v in row.items() if '/' in k}
+      evaluated = {k: v for k, v in scalars.items() if k.startswith('eval/')}
+      logged = scalars if step % every == 0 else evaluated
+      if logged:
+        self._writer.write_scalars(step, logged)
+    if rows:
+      self._line(int(rows[-1]['outer_step']), rows[-1])
+      self._progress(int(rows[-1]['outer_step']))
+
+  def _diverged(
+    self, step: int, columns: Mapping[str, Any], row: int
+  ) -> errors.DivergedError:
+    values = ', '.join(f'{key} {column[row]:g}' for key, column in
+                       columns.items())  # fmt: skip
+    return errors.DivergedError(
+      f'outer step {step}: not finite ({values}); the last good checkpoint is '
+      f'the newest in {self._workdir / workdir_lib.STATE}; lower '
+      f'inner.learning_rate or meta.learning_rate in a new --workdir='
+    )
+
+
+def _metric_keys(
+  experiment: build.Experiment, state: state_lib.MetaTrainState
+) -> list[str]:
+  _, metrics = jax.eval_shape(experiment.step_fn, state)
+  evaluation = jax.eval_shape(
+    experiment.evaluate, state.params, state.model_state
+  )
+  blank = {'meta/loss', 'meta/grad_norm'}  # columns of every estimator
+  return [*({*metrics} | blank), *(f'eval/{name}' for name in evaluation), RATE]
+
+
+def _hparams(config: Mapping[str, Any]) -> dict[str, Any]:
+  """The config's values by dotted name; what is no number is its text."""
+  flat = {}
+  for key, value in config.items():
+    inside = value.items() if isinstance(value, Mapping) else [('', value)]
+    for name, item in inside:
+      plain = isinstance(item, (bool, int, float, str))
+      flat[f'{key}.{name}'.rstrip('.')] = item if plain else json.dumps(item)
+  return flat

@@ -1,0 +1,89 @@
+"""What a run leaves behind at its end: results, schedule and plot."""
+
+from collections.abc import Mapping
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from metalr_flax import plots
+from metalr_flax import records
+from metalr_flax import schedule
+from metalr_flax import workdir as workdir_lib
+
+# Optimizers as their papers write them.
+_SPELLING = {
+  'adabelief': 'AdaBelief', 'adadelta': 'Adadelta', 'adagrad': 'AdaGrad',
+  'adafactor': 'Adafactor', 'adam': 'Adam', 'adamw': 'AdamW', 'lamb': 'LAMB',
+  'lars': 'LARS', 'lion': 'Lion', 'nadam': 'NAdam', 'radam': 'RAdam',
+  'rmsprop': 'RMSProp', 'sgd': 'SGD', 'yogi': 'Yogi',
+}  # fmt: skip
+
+
+def write(
+  workdir: pathlib.Path,
+  config: Mapping[str, Any],
+  initial: Mapping[str, float],
+  evaluation: Mapping[str, float],
+) -> tuple[dict[str, float], np.ndarray]:
+  """Writes `schedule.json`, the plot and, last, `results.json`.
+
+  Args:
+    workdir: the run's folder, its `metrics.csv` complete.
+    config: the resolved config.
+    initial: value of each learned hyperparameter in the first window.
+    evaluation: final `eval/*` values.
+
+  Returns:
+    The content of `results.json` and the picture, uint8 [height, width, 4].
+  """
+  columns = records.read(workdir / workdir_lib.METRICS)
+  prefix = 'hyperparams/'
+  learned = {
+    key.removeprefix(prefix): values
+    for key, values in columns.items()
+    if key.startswith(prefix)
+  }
+  schedules = schedule.make_schedules(
+    initial, learned, config['meta']['unroll_length']
+  )
+  workdir_lib.write_json(workdir / workdir_lib.SCHEDULE, schedules)
+  picture = _plot(workdir, config, schedules, columns)
+  results = {**_last_row(columns), **evaluation}
+  workdir_lib.write_json(workdir / workdir_lib.RESULTS, results)
+  return results, picture
+
+
+def _plot(
+  workdir: pathlib.Path,
+  config: Mapping[str, Any],
+  schedules: schedule.Schedules,
+  columns: Mapping[str, np.ndarray],
+) -> np.ndarray:
+  progress = 'training loss', columns['train/loss']
+  if 'params/theta' in columns:
+    progress = 'theta', columns['params/theta']
+  optimizer = config['inner']['optimizer']
+  return plots.plot_learned(
+    workdir / workdir_lib.PLOT,
+    optimizer=_SPELLING.get(optimizer, optimizer),
+    learned={
+      name: (np.asarray(s['inner_step']), np.asarray(s['value']))
+      for name, s in schedules.items()
+    },
+    progress=(progress[0], columns['inner_step'], progress[1]),
+  )
+
+
+def _last_row(columns: Mapping[str, np.ndarray]) -> dict[str, float]:
+  """The last outer step's values, its place first; no rates, no blanks."""
+  if not len(columns['outer_step']):
+    return {'outer_step': 0, 'inner_step': 0}
+  row = {key: float(values[-1]) for key, values in columns.items()}
+  places = {key: int(row.pop(key)) for key in ('outer_step', 'inner_step')}
+  kept = {
+    key: value
+    for key, value in row.items()
+    if not key.startswith(('perf/', 'eval/')) and not np.isnan(value)
+  }
+  return {**places, **kept}

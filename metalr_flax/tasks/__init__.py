@@ -1,0 +1,10 @@
+"""Tasks: data, loss and metrics. `TASKS` lists the ones a config can name."""
+
+from metalr_flax.tasks.digits import Digits
+from metalr_flax.tasks.linear_regression import LinearRegression
+from metalr_flax.tasks.task import Task
+
+TASKS: dict[str, type[Task]] = {
+  'digits': Digits,
+  'linear_regression': LinearRegression,
+}

@@ -1,0 +1,63 @@
+"""What a task is: data, a loss, and what to evaluate on.
+
+A user's own task is one small class: derive from `Task`, write `init`, `next`
+and `loss`, and name it in the config as `package.module:Class`.
+"""
+
+import abc
+from collections.abc import Iterable
+from typing import Any
+
+from flax import nnx
+import jax
+
+PyTree = Any
+
+
+class Task(abc.ABC):
+  """Data and loss of a training problem.
+
+  The constructor is called with `batch_size`, with `path` where the config
+  gives one (each only if the constructor has an argument of that name), and
+  with the config's `task.kwargs`.
+
+  `next` and `next_meta` run inside the jitted loop, many thousand times in one
+  device call: pure JAX on what `data_state` holds and on arrays that belong to
+  the task. `data_state` is saved with every checkpoint, so it holds the
+  position (a key, a counter), never the data.
+  """
+
+  @abc.abstractmethod
+  def init(self, rng: jax.Array) -> PyTree:
+    """The sampler's first state, a pytree of arrays.
+
+    Args:
+      rng: the run's key, `jax.random.key(seed)`.
+    """
+
+  @abc.abstractmethod
+  def next(self, data_state: PyTree) -> tuple[PyTree, PyTree]:
+    """Draws a batch for an inner update: `(data_state, batch)`."""
+
+  def next_meta(self, data_state: PyTree) -> tuple[PyTree, PyTree]:
+    """Draws a batch for the outer loss; the next one of the same stream."""
+    return self.next(data_state)
+
+  @abc.abstractmethod
+  def loss(
+    self, model: nnx.Module, batch: PyTree
+  ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The loss of a model on a batch, a scalar, and more scalars by name."""
+
+  def eval_batches(self) -> Iterable[PyTree]:
+    """Batches never trained on; their mean, weighted by size, is `eval/*`.
+
+    The size of a batch is the length of its first array. No batches, as here,
+    means no evaluation.
+    """
+    return ()
+
+  def summarize(self, model: nnx.Module) -> dict[str, jax.Array]:
+    """Scalars of the model itself to log at each step, as `params/<name>`."""
+    del model
+    return {}

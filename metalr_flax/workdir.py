@@ -1,0 +1,164 @@
+"""The workdir: who may write in it, and for which config.
+
+One writer at a time, held by an advisory lock on the directory itself: no lock
+file to be left behind, and the system drops the lock of a killed run. Readers
+never take it.
+"""
+
+from collections.abc import Iterator, Mapping
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import pathlib
+import tempfile
+from typing import Any
+
+from absl import logging
+
+from metalr_flax import config as config_lib
+from metalr_flax import errors
+
+CONFIG = 'config.json'
+METRICS = 'metrics.csv'
+RESULTS = 'results.json'
+SCHEDULE = 'schedule.json'
+STATE = 'state'
+PLOT = 'plots/learning_rate.png'
+
+
+def write_bytes(path: pathlib.Path, content: bytes) -> None:
+  """Replaces a file as a whole: readers see the old one or the new one."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  temporary = path.with_name(f'.{path.name}.tmp')
+  with open(temporary, 'wb') as file:
+    file.write(content)
+    file.flush()
+    os.fsync(file.fileno())
+  os.replace(temporary, path)
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+  """Replaces a JSON file as a whole."""
+  write_bytes(path, (json.dumps(value, indent=2) + '\n').encode())
+
+
+def check_writable(path: pathlib.Path) -> None:
+  """Refuses a workdir that could not be written, leaving nothing behind.
+
+  Raises:
+    ConfigError: naming the directory and the system's reason.
+  """
+  existing = path
+  while not existing.exists() and existing != existing.parent:
+    existing = existing.parent
+  try:
+    os.rmdir(tempfile.mkdtemp(prefix='.probe', dir=existing))
+  except OSError as error:
+    raise errors.ConfigError.of(
+      'workdir',
+      path,
+      f'cannot be written ({existing}: {error.strerror})',
+      'choose another --workdir=',
+    ) from error
+
+
+@contextlib.contextmanager
+def locked(path: pathlib.Path) -> Iterator[None]:
+  """Holds the lock of an existing workdir.
+
+  Raises:
+    WorkdirError: where another run holds it.
+  """
+  directory = os.open(path, os.O_RDONLY)
+  try:
+    _lock(directory, path)
+    yield
+  finally:
+    os.close(directory)  # which also drops the lock
+
+
+def _lock(directory: int, path: pathlib.Path) -> None:
+  try:
+    fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except OSError as error:
+    if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+      raise errors.WorkdirError(
+        f'workdir={path}: in use by another run; wait for it, or choose '
+        f'another --workdir='
+      ) from error
+    logging.warning('%s: no locks on this file system (%s)', path, error)
+
+
+def check_config(
+  path: pathlib.Path, config: Mapping[str, Any], command: str
+) -> None:
+  """Refuses a workdir that is foreign or belongs to another config.
+
+  `num_outer_steps` may grow and the cadences may change.
+
+  Args:
+    path: the workdir; one that does not exist is fine.
+    config: the resolved config of this run.
+    command: this run's command without its workdir.
+
+  Raises:
+    WorkdirError: with the old and the new value, and a command that works.
+  """
+  if not path.exists():
+    return
+  if not (path / CONFIG).exists():
+    foreign = [p.name for p in path.iterdir() if p.name != f'.{CONFIG}.tmp']
+    if foreign:
+      raise errors.WorkdirError(
+        f'workdir={path}: has no {CONFIG} but other content '
+        f'({sorted(foreign)[0]}); choose an empty --workdir='
+      )
+    return
+  old = dict(_leaves(read_config(path)))
+  new = dict(_leaves(config))
+  for name in sorted({*old, *new}):
+    before, after = old.get(name, '(absent)'), new.get(name, '(absent)')
+    if before != after and not _may_change(name, before, after):
+      raise errors.WorkdirError(
+        f'workdir={path}: holds a run with {name}={before}, this one has '
+        f'{name}={after}; run it elsewhere: {command} '
+        f'--workdir={_free_name(path)}'
+      )
+
+
+def read_config(path: pathlib.Path) -> dict[str, Any]:
+  """The resolved config that a workdir's run has.
+
+  Raises:
+    WorkdirError: where there is none, or none that can be read.
+  """
+  try:
+    return json.loads((path / CONFIG).read_text(encoding='utf-8'))
+  except (OSError, ValueError) as error:
+    raise errors.WorkdirError(
+      f'{path / CONFIG}: not a readable config ({error}); is {path} a workdir?'
+    ) from error
+
+
+def _may_change(name: str, before: Any, after: Any) -> bool:
+  if name == 'num_outer_steps':
+    return after > before
+  return name in config_lib.CADENCES
+
+
+def _leaves(tree: Any, prefix: str = '') -> Iterator[tuple[str, Any]]:
+  for key, value in tree.items():
+    name = f'{prefix}{key}'
+    if isinstance(value, Mapping) and value:
+      yield from _leaves(value, f'{name}.')
+    else:
+      yield name, value
+
+
+def _free_name(path: pathlib.Path) -> pathlib.Path:
+  number = 2
+  while path.with_name(f'{path.name}-{number}').exists():
+    number += 1
+  return path.with_name(f'{path.name}-{number}')

@@ -1,0 +1,153 @@
+"""The door to CLU: TensorBoard events, progress and the parameter overview.
+
+CLU 0.0.12 imports TensorFlow through one leaf, the summary writer, for no more
+than writing event files. A module of that name which writes through
+TensorBoard's own event-file writer takes the leaf's place before CLU is first
+imported; all other parts of CLU are the genuine ones. (TensorFlow would cost
+1.4 GiB and ten seconds of every start.)
+"""
+
+from collections.abc import Mapping
+import io
+import os
+import pathlib
+import sys
+import time
+import types
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from tensorboard.compat.proto import event_pb2
+from tensorboard.compat.proto import summary_pb2
+from tensorboard.compat.proto import tensor_pb2
+from tensorboard.compat.proto import tensor_shape_pb2
+from tensorboard.compat.proto import types_pb2
+from tensorboard.plugins.hparams import summary_v2 as hparams_summary
+from tensorboard.plugins.image import metadata as image_metadata
+from tensorboard.plugins.scalar import summary_v2 as scalar_summary
+from tensorboard.plugins.text import summary_v2 as text_summary
+from tensorboard.summary.writer import event_file_writer
+
+_LEAF = 'clu.metric_writers.tf.summary_writer'
+
+
+class SummaryWriter:
+  """What CLU's writer of the same name does, without TensorFlow."""
+
+  def __init__(self, logdir: str):
+    self._file = event_file_writer.EventFileWriter(logdir)
+
+  def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
+    """Writes each scalar under its name."""
+    for name, value in scalars.items():
+      self._add(step, scalar_summary.scalar_pb(name, np.float32(value)))
+
+  def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
+    """Writes each text (Markdown) under its name."""
+    for name, text in texts.items():
+      self._add(step, text_summary.text_pb(name, text))
+
+  def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
+    """Writes each picture, uint8 [height, width, channels]."""
+    for name, image in images.items():
+      self._add(step, _image_pb(name, image))
+
+  def write_hparams(self, hparams: Mapping[str, Any]) -> None:
+    """Writes the run's hyperparameters, at step 0."""
+    self._add(0, hparams_summary.hparams_pb(dict(hparams)))
+
+  def flush(self) -> None:
+    """Hands all events to the system."""
+    self._file.flush()
+
+  def close(self) -> None:
+    """Flushes and closes the file."""
+    self._file.close()
+
+  def _add(self, step: int, summary: summary_pb2.Summary) -> None:
+    self._file.add_event(
+      event_pb2.Event(wall_time=time.time(), step=step, summary=summary)
+    )
+
+
+def _image_pb(name: str, image: np.ndarray) -> summary_pb2.Summary:
+  height, width = image.shape[:2]
+  png = io.BytesIO()
+  Image.fromarray(image).save(png, format='png')
+  size = [str(width).encode(), str(height).encode()]
+  shape = tensor_shape_pb2.TensorShapeProto(
+    dim=[tensor_shape_pb2.TensorShapeProto.Dim(size=3)]
+  )
+  tensor = tensor_pb2.TensorProto(
+    dtype=types_pb2.DT_STRING,
+    string_val=[*size, png.getvalue()],
+    tensor_shape=shape,
+  )
+  metadata = image_metadata.create_summary_metadata(None, None)
+  return summary_pb2.Summary(
+    value=[
+      summary_pb2.Summary.Value(tag=name, tensor=tensor, metadata=metadata)
+    ]
+  )
+
+
+def _take_the_leafs_place() -> None:
+  leaf = types.ModuleType(_LEAF)
+  leaf.SummaryWriter = SummaryWriter  # type: ignore[attr-defined]
+  sys.modules.setdefault(_LEAF, leaf)
+
+
+_take_the_leafs_place()
+# Only now: CLU imports its summary writer with the package.
+from clu import metric_writers  # noqa: E402
+from clu import parameter_overview  # noqa: E402
+from clu import periodic_actions  # noqa: E402
+
+ReportProgress = periodic_actions.ReportProgress
+
+
+def overview(params: Any) -> str:
+  """A table of the parameters' names, shapes, dtypes and sizes."""
+  return parameter_overview.get_parameter_overview(
+    _named(params), include_stats=False
+  )
+
+
+def _named(tree: Any) -> Any:
+  """CLU's table takes string keys; a module list has numbers."""
+  if isinstance(tree, dict):
+    return {str(key): _named(value) for key, value in tree.items()}
+  return tree
+
+
+def cut_events(workdir: pathlib.Path, sizes: Mapping[str, int]) -> None:
+  """Cuts event files back to what a checkpoint recorded.
+
+  What was written after it will be written again; without the cut, readers
+  would show those points twice.
+
+  Args:
+    workdir: the folder of the event files.
+    sizes: bytes to keep of each by name; a file not named is removed.
+  """
+  for path in workdir.glob('events.out.tfevents.*'):
+    if path.name not in sizes:
+      path.unlink()
+    elif path.stat().st_size > sizes[path.name]:
+      os.truncate(path, sizes[path.name])
+
+
+def event_sizes(workdir: pathlib.Path) -> dict[str, int]:
+  """The sizes in bytes of a workdir's event files."""
+  return {
+    path.name: path.stat().st_size
+    for path in sorted(workdir.glob('events.out.tfevents.*'))
+  }
+
+
+def make_writer(workdir: pathlib.Path) -> metric_writers.MetricWriter:
+  """CLU's asynchronous writer of TensorBoard events into a folder."""
+  return metric_writers.AsyncMultiWriter(
+    [metric_writers.SummaryWriter(os.fspath(workdir))]
+  )
