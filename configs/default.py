@@ -20,7 +20,7 @@ def get_config() -> config_dict.ConfigDict:
   config.num_outer_steps = 2000
 
   # In outer steps.
-  config.log_every = 50
+  config.log_every = 20
   config.eval_every = 500
   config.checkpoint_every = 1000
 
@@ -44,6 +44,11 @@ def get_config() -> config_dict.ConfigDict:
   config.meta.learned = config_dict.ConfigDict({'learning_rate': 'sigmoid'})
   config.meta.unroll_length = 6  # K inner updates, then one held-out batch
   config.meta.estimator = 'reverse'
+  config.meta.remat = 'none'
+  config.meta.curvature = 'exact'
+  config.meta.subsample = 0.25  # of a batch, where curvature is 'subsample'
+  config.meta.discount = 0.0
+  config.meta.objective = 'held_out'
   config.meta.optimizer = 'adam'
   config.meta.learning_rate = 0.03
 

@@ -21,7 +21,7 @@ import importlib
 from typing import Any
 
 _PUBLIC = {
-  'ESTIMATORS': 'meta_gradient',
+  'Estimator': 'meta_gradient',
   'InnerState': 'state',
   'MetaTrainState': 'state',
   'Problem': 'problem',
@@ -29,8 +29,10 @@ _PUBLIC = {
   'constrain': 'hyperparams',
   'init_state': 'outer',
   'inner_step': 'inner',
+  'label_leaves': 'optimizers',
   'load': 'loading',
   'load_schedule': 'schedule',
+  'make_grouped': 'optimizers',
   'make_injected': 'optimizers',
   'make_loss_fn': 'models.functional',
   'outer_step': 'outer',

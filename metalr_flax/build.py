@@ -8,8 +8,6 @@ from collections.abc import Callable, Mapping
 import contextlib
 import dataclasses
 import functools
-import importlib
-import inspect
 from typing import Any
 
 from flax import nnx
@@ -17,13 +15,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metalr_flax import config as config_lib
+from metalr_flax import build_optimizers
 from metalr_flax import errors
 from metalr_flax import evaluate
 from metalr_flax import inner
+from metalr_flax import lookup
 from metalr_flax import meta_gradient
 from metalr_flax import models
-from metalr_flax import optimizers
 from metalr_flax import outer
 from metalr_flax import problem as problem_lib
 from metalr_flax import state as state_lib
@@ -43,7 +41,9 @@ class Experiment:
     init_state: makes the state before the first outer step.
     evaluate: `(params, model_state) -> metrics` on the task's held-out data.
     make_model: `(params, model_state) -> nnx.Module` in evaluation mode.
-    initial: initial value of every learned hyperparameter.
+    estimator: how a window is differentiated.
+    initial: initial value of every learned hyperparameter, by group label
+      where there are groups.
   """
 
   problem: problem_lib.Problem
@@ -51,7 +51,8 @@ class Experiment:
   init_state: Callable[[], state_lib.MetaTrainState]
   evaluate: evaluate.EvaluateFn
   make_model: Callable[[Any, Any], nnx.Module]
-  initial: dict[str, float]
+  estimator: meta_gradient.Estimator
+  initial: dict[str, Any]
 
 
 def build(config: Config) -> Experiment:
@@ -70,33 +71,43 @@ def build(config: Config) -> Experiment:
   """
   task = build_task(config)
   split = functional.split(build_model(config))
-  initial = initial_hyperparams(config)
+  factory = lookup.find_factory('inner.optimizer', config['inner']['optimizer'])
+  labels = build_optimizers.build_labels(config, split.params)
+  initial = build_optimizers.initial_hyperparams(config, factory, labels)
   problem = problem_lib.Problem(
     loss_fn=functional.make_loss_fn(split.train, task.loss),
     meta_loss_fn=functional.make_loss_fn(split.meta, task.loss),
     next_batch=task.next,
     next_meta_batch=getattr(task, 'next_meta', task.next),
-    tx=_build_tx(config),
+    tx=build_optimizers.build_tx(config, factory, labels),
     bijections=config['meta']['learned'],
     unroll_length=config['meta']['unroll_length'],
+    labels=labels,
   )
-  meta_tx = _build_meta_tx(config)
+  build_optimizers.check_update(config, problem.tx, split.params)
+  meta_tx = build_optimizers.build_meta_tx(config)
+  estimator = _build_estimator(config)
   return Experiment(
     problem=problem,
-    step_fn=_make_step_fn(config, problem, meta_tx, _summarizer(task, split)),
-    init_state=lambda: outer.init_state(
-      problem,
-      # Copies: a state is donated, and these serve every state made.
-      params=jax.tree.map(jnp.copy, split.params),
-      model_state=jax.tree.map(jnp.copy, split.model_state),
-      data_state=task.init(jax.random.key(config['seed'])),
-      hyperparams=initial,
-      meta_tx=meta_tx,
+    step_fn=_make_step_fn(
+      problem, meta_tx, estimator, _summarizer(task, split)
+    ),
+    init_state=lambda: _unshared(
+      outer.init_state(
+        problem,
+        params=split.params,
+        model_state=split.model_state,
+        data_state=task.init(jax.random.key(config['seed'])),
+        hyperparams=initial,
+        meta_tx=meta_tx,
+        estimator=estimator,
+      )
     ),
     evaluate=evaluate.make_evaluate(
       functional.make_loss_fn(split.eval, task.loss), _eval_batches(task)
     ),
     make_model=split.eval.merge,
+    estimator=estimator,
     initial=initial,
   )
 
@@ -109,15 +120,15 @@ def randomness(config: Config) -> contextlib.AbstractContextManager:
 def build_task(config: Config) -> tasks.Task:
   """The task that a config names."""
   section = config['task']
-  cls = _find('task.name', section['name'], tasks.TASKS)
-  accepted = inspect.signature(cls).parameters
+  cls = lookup.find_class('task.name', section['name'], tasks.TASKS)
+  accepted = lookup.signature_of(cls).parameters
   open_ended = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
-  arguments = _tuples(section['kwargs'])
+  arguments = lookup.as_tuples(section['kwargs'])
   if 'batch_size' in accepted or open_ended:
     arguments['batch_size'] = section['batch_size']
   if section['path']:
     arguments['path'] = section['path']
-  task = _construct('task.kwargs', cls, arguments)
+  task = lookup.construct('task.kwargs', cls, arguments)
   missing = [m for m in ('init', 'next', 'loss') if not hasattr(task, m)]
   if missing:
     raise errors.ConfigError(
@@ -130,9 +141,12 @@ def build_task(config: Config) -> tasks.Task:
 def build_model(config: Config) -> nnx.Module:
   """The model that a config names, with its initial weights."""
   section = config['model']
-  cls = _find('model.name', section['name'], models.MODELS)
-  arguments = {**_tuples(section['kwargs']), 'rngs': nnx.Rngs(config['seed'])}
-  model = _construct('model.kwargs', cls, arguments)
+  cls = lookup.find_class('model.name', section['name'], models.MODELS)
+  arguments = {
+    **lookup.as_tuples(section['kwargs']),
+    'rngs': nnx.Rngs(config['seed']),
+  }
+  model = lookup.construct('model.kwargs', cls, arguments)
   if not isinstance(model, nnx.Module):
     raise errors.ConfigError(
       f'model.name={section["name"]}: is not a flax.nnx.Module; derive it from '
@@ -141,62 +155,46 @@ def build_model(config: Config) -> nnx.Module:
   return model
 
 
-def initial_hyperparams(config: Config) -> dict[str, float]:
-  """Where each learned hyperparameter starts: the config or optax's default.
+def check_learned(
+  experiment: Experiment, state: state_lib.MetaTrainState
+) -> None:
+  """Refuses hyperparameters whose meta-gradient is identically zero.
 
   Raises:
-    ConfigError: for one that the optimizer does not have or that is no float.
+    ConfigError: naming the first of them.
   """
-  section = config['inner']
-  parameters = optimizers.signature_of(section['optimizer']).parameters
-  given = {**section['kwargs'], 'learning_rate': section['learning_rate']}
-  initial = {}
-  for name, kind in config['meta']['learned'].items():
-    if name not in parameters:
-      raise errors.ConfigError(
-        f'meta.learned.{name}={kind}: {section["optimizer"]} has no such '
-        f'argument; {config_lib.suggest(name, tuple(parameters))}'
-      )
-    value = given.get(name, parameters[name].default)
-    field = 'inner.' + ('' if name == 'learning_rate' else 'kwargs.') + name
-    config_lib.check_initial(field, value, kind)
-    initial[name] = float(value)
-  return initial
-
-
-def _build_tx(config: Config) -> optax.GradientTransformation:
-  section, learned = config['inner'], config['meta']['learned']
-  name = section['optimizer']
-  if 'learning_rate' in section['kwargs']:
+  if experiment.estimator.kind == 'none':
+    return
+  inert = experiment.estimator.find_inert(
+    state.eta, state.inner, state.data_state, experiment.problem
+  )
+  if inert:
     raise errors.ConfigError(
-      'inner.kwargs.learning_rate: has a field of its own; set '
-      '--config.inner.learning_rate=...'
+      f'meta.learned.{inert[0]}: its meta-gradient is identically zero with '
+      f'this optimizer, so it cannot be learned; leave it out'
     )
-  arguments = {
-    **_tuples(section['kwargs']),
-    'learning_rate': section['learning_rate'],
-  }
-  _check_arguments('inner.kwargs', getattr(optax, name), arguments)
-  return optimizers.make_injected(name, arguments, learned)
 
 
-def _build_meta_tx(config: Config) -> optax.GradientTransformation:
+def _build_estimator(config: Config) -> meta_gradient.Estimator:
   section = config['meta']
-  factory = getattr(optax, section['optimizer'])
-  return factory(learning_rate=section['learning_rate'])
+  return meta_gradient.Estimator(
+    kind=section['estimator'],
+    remat=section['remat'],
+    curvature=section['curvature'],
+    subsample=section['subsample'],
+    discount=section['discount'],
+    objective=section['objective'],
+  )
 
 
 def _make_step_fn(
-  config: Config,
   problem: problem_lib.Problem,
   meta_tx: optax.GradientTransformation,
+  estimator: meta_gradient.Estimator,
   summarize: Callable[[state_lib.MetaTrainState], dict[str, jax.Array]],
 ) -> outer.StepFn:
   step = functools.partial(
-    outer.outer_step,
-    problem=problem,
-    meta_tx=meta_tx,
-    estimator=meta_gradient.ESTIMATORS[config['meta']['estimator']],
+    outer.outer_step, problem=problem, meta_tx=meta_tx, estimator=estimator
   )
 
   def step_fn(
@@ -206,6 +204,11 @@ def _make_step_fn(
     return state, {**metrics, **summarize(state)}
 
   return step_fn
+
+
+def _unshared(state: state_lib.MetaTrainState) -> state_lib.MetaTrainState:
+  """Copies of all arrays: a state is donated, and no array may be twice."""
+  return jax.tree.map(jnp.copy, state)
 
 
 def _summarizer(task: tasks.Task, split: functional.Split) -> Callable:
@@ -221,48 +224,3 @@ def _summarizer(task: tasks.Task, split: functional.Split) -> Callable:
 
 def _eval_batches(task: tasks.Task) -> Any:
   return task.eval_batches() if hasattr(task, 'eval_batches') else ()
-
-
-def _find(field: str, name: str, known: Mapping[str, type]) -> type:
-  """The class a config names: of this package, or the user's own."""
-  if name in known:
-    return known[name]
-  module_name, _, class_name = name.partition(':')
-  try:
-    return getattr(importlib.import_module(module_name), class_name)
-  except (ImportError, AttributeError) as error:
-    raise errors.ConfigError(
-      f'{field}={name}: cannot be imported ({error}); check the name, and that '
-      f'its folder is the current one or on PYTHONPATH'
-    ) from error
-
-
-def _construct(field: str, cls: type, arguments: dict[str, Any]) -> Any:
-  _check_arguments(field, cls, arguments)
-  try:
-    return cls(**arguments)
-  except ValueError as error:
-    raise errors.ConfigError(
-      f'{field}: {cls.__name__} refuses its arguments ({error}); change them'
-    ) from error
-
-
-def _check_arguments(
-  field: str, function: Callable, arguments: Mapping[str, Any]
-) -> None:
-  try:
-    inspect.signature(function).bind(**arguments)
-  except TypeError as error:
-    raise errors.ConfigError(
-      f'{field}: {function.__name__}: {error}; its arguments are '
-      f'{inspect.signature(function)}'
-    ) from error
-
-
-def _tuples(value: Any) -> Any:
-  """JSON's lists as tuples: NNX takes a list attribute for modules."""
-  if isinstance(value, Mapping):
-    return {key: _tuples(item) for key, item in value.items()}
-  if isinstance(value, list):
-    return tuple(_tuples(item) for item in value)
-  return value

@@ -2,17 +2,22 @@
 
 from collections.abc import Sequence
 import dataclasses
+import os
 import pathlib
+import re
+import runpy
 import shlex
 import sys
 import traceback
 from typing import Any
 
 from absl import flags
+from ml_collections import config_dict
 from ml_collections import config_flags
 
 from metalr_flax import config as config_lib
 from metalr_flax import errors
+from metalr_flax import fields
 
 _FLAGS = ('config', 'workdir', 'help')
 
@@ -50,10 +55,12 @@ def parse(module: str, argv: Sequence[str], usage: str) -> Arguments:
   if {'-h', '--help', '-help'} & set(argv):
     print(usage)
     raise SystemExit(0)
-  path = _config_path(argv)
-  for name in _overridden(argv):
-    config_lib.check_name(name)
-  values = _parse_flags(argv, path)
+  given, rest = _split(argv)
+  name, *argument = given.split(':', 1)  # file.py:argument is allowed
+  path = _config_path(name)
+  for field in _overridden(rest):
+    config_lib.check_name(field)
+  values = _parse_flags(rest, path, _load(path, argument))
   try:
     config = values.config.to_dict()
   except Exception as error:  # a placeholder without value, a bad reference
@@ -71,52 +78,88 @@ def parse(module: str, argv: Sequence[str], usage: str) -> Arguments:
 
 
 def _flag(argument: str) -> tuple[str, str | None]:
-  """`--name=value` or `--name` as name and value."""
-  name, equals, value = argument.lstrip('-').partition('=')
-  return name, value if equals else None
+  """`--name=value` or `--name` as name and value; no name if it is neither."""
+  match = re.fullmatch('--?([^-=][^=]*)(?:=(.*))?', argument, re.DOTALL)
+  return (match[1], match[2]) if match else ('', None)
 
 
-def _config_path(argv: Sequence[str]) -> pathlib.Path:
-  """The config file named on the command line, checked to exist."""
-  given = None
-  for argument, following in zip(argv, [*argv, ''][1:], strict=True):
+def _split(argv: Sequence[str]) -> tuple[str, list[str]]:
+  """What `--config` gives, the last one if it is repeated, and the rest."""
+  given, rest, following = '', [], iter(argv)
+  for argument in following:
     name, value = _flag(argument)
-    if argument.startswith('-') and name == 'config':
-      given = following if value is None else value
+    if name != 'config':
+      rest.append(argument)
+    else:
+      given = next(following, '') if value is None else value
+  return given, rest
+
+
+def _config_path(given: str) -> pathlib.Path:
+  """The config file named on the command line, checked to exist."""
   if not given:
     raise errors.ConfigError(
       'config: no config file given; e.g. --config=configs/default.py'
     )
-  path = pathlib.Path(given.split(':')[0])  # file.py:argument is allowed
-  if not path.is_file():
+  if not os.path.isfile(given):  # False for a name the system refuses, too
     raise errors.ConfigError.of(
-      'config', path, 'no such file', 'e.g. --config=configs/default.py'
+      'config', given, 'no such file', 'e.g. --config=configs/default.py'
     )
-  return path
+  return pathlib.Path(given)
+
+
+def _load(path: pathlib.Path, argument: list[str]) -> config_dict.ConfigDict:
+  """What a config file's `get_config` returns.
+
+  ml_collections' own loader would write byte code beside the file, and keep the
+  functions of one file for the next one in the same process.
+  """
+  try:
+    config = runpy.run_path(str(path))['get_config'](*argument)
+  except (Exception, SystemExit) as error:  # whatever the user's file raises
+    raise _broken_file(path, error) from error
+  if not isinstance(config, config_dict.ConfigDict):
+    raise errors.ConfigError.of(
+      'config',
+      path,
+      f'get_config() must return a ConfigDict, not {type(config).__name__}',
+      'see configs/default.py',
+    )
+  for field, value in fields.OPTIONAL.items():  # so that flags reach it
+    section, _, name = field.partition('.')
+    holder = config.get(section)
+    if isinstance(holder, config_dict.ConfigDict) and name not in holder:
+      with holder.unlocked():
+        holder[name] = value
+  return config
 
 
 def _overridden(argv: Sequence[str]) -> list[str]:
-  names = [_flag(a)[0] for a in argv if a.startswith('-')]
+  names = [_flag(a)[0].removeprefix('no') for a in argv]
   return [n.removeprefix('config.') for n in names if n.startswith('config.')]
 
 
-def _parse_flags(argv: Sequence[str], path: pathlib.Path) -> flags.FlagValues:
-  values = flags.FlagValues()
-  config_flags.DEFINE_config_file('config', flag_values=values)
-  flags.DEFINE_string('workdir', None, 'where to write', flag_values=values)
+def _parse_flags(
+  argv: Sequence[str], path: pathlib.Path, config: config_dict.ConfigDict
+) -> flags.FlagValues:
+  values, line = flags.FlagValues(), [sys.argv[0], *argv]
   try:
-    rest = values([sys.argv[0], *argv])
+    config_flags.DEFINE_config_dict(
+      'config', config, flag_values=values, sys_argv=line
+    )
+    flags.DEFINE_string('workdir', None, 'where to write', flag_values=values)
+    rest = values(line)
   except flags.UnrecognizedFlagError as error:
     near = config_lib.suggest(error.flagname, _FLAGS)
     raise errors.ConfigError(
       f'--{error.flagname}: unknown flag; {near}'
     ) from error
-  except flags.Error as error:
-    raise _wrong_value(argv, error) from error
-  except (AttributeError, KeyError, TypeError) as error:
+  except flags.IllegalFlagValueError as error:
+    raise _wrong_value(argv, path, error) from error
+  except (flags.Error, ValueError) as error:  # e.g. a missing value
+    raise errors.ConfigError(f'{error}; see --help') from error
+  except Exception as error:  # what ml_collections finds in the config
     raise _not_in_file(argv, path, error) from error
-  except Exception as error:  # whatever the user's file raises
-    raise _broken_file(path, error) from error
   if rest[1:]:
     raise errors.ConfigError(
       f'{rest[1]}: unexpected argument; write --<flag>=<value>'
@@ -124,15 +167,20 @@ def _parse_flags(argv: Sequence[str], path: pathlib.Path) -> flags.FlagValues:
   return values
 
 
-def _wrong_value(argv: Sequence[str], error: flags.Error) -> errors.ConfigError:
+def _wrong_value(
+  argv: Sequence[str], path: pathlib.Path, error: flags.Error
+) -> errors.ConfigError:
   """The line for an override that does not have the field's type."""
-  for argument in argv:
+  for argument, following in zip(argv, [*argv, ''][1:], strict=True):
     name, value = _flag(argument)
-    field = name.removeprefix('config.')
-    if f'--{name}' in str(error) and field in config_lib.FIELDS:
-      rule = config_lib.FIELDS[field].text
+    value = following if value is None else value
+    if f'--{name}={value}:' in str(error):
+      field = name.removeprefix('config.')
+      known = fields.FIELDS.get(field)
+      rule = known.text if known else 'has another type'
+      remedy = config_lib.hint({field: value}, field)
       return errors.ConfigError.of(
-        field, value, rule, f'set --config.{field}=...'
+        field, value, rule, f'{remedy}; its type is the one in {path}'
       )
   return errors.ConfigError(f'{error}; see --help')
 
@@ -140,21 +188,28 @@ def _wrong_value(argv: Sequence[str], error: flags.Error) -> errors.ConfigError:
 def _not_in_file(
   argv: Sequence[str], path: pathlib.Path, error: Exception
 ) -> errors.ConfigError:
-  """The line for an override below a mapping that the file does not have."""
+  """The line for an override of what the file does not have."""
   for name in _overridden(argv):
-    mapping = next(
-      (m for m in config_lib.MAPPINGS if name.startswith(f'{m}.')), None
-    )
-    if mapping and name.rpartition('.')[2] in str(error):
-      key = name.removeprefix(f'{mapping}.')
+    if name.rpartition('.')[2] not in str(error):
+      continue
+    if name in fields.FIELDS:
       return errors.ConfigError(
-        f'{name}: not in {path}; give the whole mapping, '
-        f'--config.{mapping}="{{\'{key}\': ...}}"'
+        f'{name}: not in {path}; add it there (see configs/default.py)'
       )
-  return _broken_file(path, error)
+    mapping = next(m for m in fields.MAPPINGS if name.startswith(f'{m}.'))
+    key = name.removeprefix(f'{mapping}.')
+    return errors.ConfigError(
+      f'{name}: not in {path}; give the whole mapping, '
+      f'--config.{mapping}="{{\'{key}\': ...}}"'
+    )
+  return errors.ConfigError(
+    f'config={path}: {type(error).__name__}: {error}; correct that file'
+  )
 
 
-def _broken_file(path: pathlib.Path, error: Exception) -> errors.ConfigError:
+def _broken_file(
+  path: pathlib.Path, error: BaseException
+) -> errors.ConfigError:
   lines = [
     frame.lineno
     for frame in traceback.extract_tb(error.__traceback__)

@@ -43,9 +43,9 @@ class Progress:
   every_secs = 5.0
 
   def __init__(self, start: int, num_outer_steps: int):
-    self._start = start
     self._total = num_outer_steps
-    self._begun = self._said = time.monotonic()
+    self._step = start
+    self._said = time.monotonic()
 
   def __call__(self, step: int, row: Mapping[str, float]) -> None:
     """Says where the run is, if there is something to say.
@@ -56,10 +56,11 @@ class Progress:
     """
     now = time.monotonic()
     evaluated = any(key.startswith('eval/') for key in row)
-    if not evaluated and now - self._said < self.every_secs:
+    due = evaluated or now - self._said >= self.every_secs
+    if not due or step == self._step:
       return
-    self._said = now
-    rate = (step - self._start) / max(now - self._begun, 1e-9)
+    rate = (step - self._step) / max(now - self._said, 1e-9)
+    self._step, self._said = step, now
     left = datetime.timedelta(seconds=round((self._total - step) / rate))
     width = len(str(self._total))
     values = '  '.join(

@@ -11,12 +11,15 @@ its slope are both representable.
 
 from collections.abc import Callable, Mapping
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-Eta = dict[str, jax.Array]
+from metalr_flax import ranges
+
+# By hyperparameter name: an array, or arrays by group label.
+Eta = dict[str, Any]
 
 
 class Bijection(NamedTuple):
@@ -24,80 +27,101 @@ class Bijection(NamedTuple):
 
   Attributes:
     constrain: phi, elementwise on arrays, differentiable.
-    unconstrain: phi^{-1} of one Python float in (low, high), in float64.
-    low: the interval's lower end, excluded.
-    high: its upper end, excluded.
+    unconstrain: phi^{-1} of one Python float inside the interval, in float64.
     eta_range: where float32 can represent phi and a slope that is not zero.
   """
 
   constrain: Callable[[jax.Array], jax.Array]
   unconstrain: Callable[[float], float]
-  low: float
-  high: float
   eta_range: tuple[float, float]
 
 
-BIJECTIONS: dict[str, Bijection] = {
-  # The notebook's: lambda = 1 / (1 + exp(-eta)).
-  'sigmoid': Bijection(
-    constrain=jax.nn.sigmoid,
-    unconstrain=lambda value: -math.log(1 / value - 1),
-    low=0.0,
-    high=1.0,
-    eta_range=(-80.0, 15.0),
-  ),
-  # lambda = exp(eta): equal steps of eta are equal factors of lambda.
-  'log': Bijection(
-    constrain=jnp.exp,
-    unconstrain=math.log,
-    low=0.0,
-    high=math.inf,
-    eta_range=(-80.0, 80.0),
-  ),
-}
+def make_bijection(spec: str) -> Bijection:
+  """The bijection that a spec of `ranges` stands for.
+
+  - `sigmoid`: lambda = 1 / (1 + exp(-eta)), the notebook's.
+  - `sigmoid(low, high)`: the same stretched over another open range.
+  - `log`: lambda = exp(eta): equal steps of eta are equal factors of lambda.
+  - `one_minus_log`: lambda = 1 - exp(eta): equal steps of eta are equal factors
+    of 1 - lambda, which is what matters of a decay rate such as Adam's b2.
+  """
+  kind, low, high = ranges.parse(spec)
+  if kind == 'log':
+    return Bijection(jnp.exp, math.log, (-80.0, 80.0))
+  if kind == 'one_minus_log':
+    return Bijection(
+      lambda eta: -jnp.expm1(eta), lambda v: math.log1p(-v), (-15.0, -1e-6)
+    )
+  if (low, high) == (0.0, 1.0):
+    return Bijection(
+      jax.nn.sigmoid, lambda v: -math.log(1 / v - 1), (-80.0, 15.0)
+    )
+  return Bijection(
+    lambda eta: low + (high - low) * jax.nn.sigmoid(eta),
+    lambda v: math.log((v - low) / (high - v)),
+    # Wider and `low + ...` would round to an end of the range.
+    (-12.0, 12.0),
+  )
 
 
 def constrain(eta: Eta, bijections: Mapping[str, str]) -> Eta:
   """phi: the hyperparameters that belong to eta.
 
   Args:
-    eta: unconstrained values by hyperparameter name, float arrays.
-    bijections: the bijection's name for each hyperparameter, see `BIJECTIONS`.
+    eta: unconstrained values by hyperparameter name, and by group label where
+      there are groups; float arrays.
+    bijections: the bijection's spec for each hyperparameter.
 
   Returns:
-    Hyperparameters by name, of eta's shapes and dtypes.
+    Hyperparameters of eta's structure, shapes and dtypes.
   """
   return {
-    name: BIJECTIONS[bijections[name]].constrain(value)
+    name: jax.tree.map(make_bijection(bijections[name]).constrain, value)
     for name, value in eta.items()
   }
 
 
 def unconstrain(
-  hyperparams: Mapping[str, float], bijections: Mapping[str, str]
+  hyperparams: Mapping[str, Any], bijections: Mapping[str, str]
 ) -> Eta:
   """phi^{-1}: the eta of some initial hyperparameters.
 
   The inverse is computed in float64 on the host and rounded once.
 
   Args:
-    hyperparams: Python floats by name, each inside its bijection's open range.
-    bijections: the bijection's name for each of them.
+    hyperparams: Python floats by name (and group label), each inside its
+      bijection's open range.
+    bijections: the bijection's spec for each name.
 
   Returns:
-    eta by name: strongly typed scalars of JAX's default float type. (A weakly
-    typed eta would make a jitted step compile again.)
+    eta of the same structure: strongly typed scalars of JAX's default float
+    type. (A weakly typed eta would make a jitted step compile again.)
   """
   dtype = jnp.zeros(()).dtype
-  return {
-    name: jnp.asarray(BIJECTIONS[kind].unconstrain(hyperparams[name]), dtype)
-    for name, kind in bijections.items()
-  }
+
+  def invert(name: str, value: Any) -> Any:
+    inverse = make_bijection(bijections[name]).unconstrain
+    return jax.tree.map(lambda v: jnp.asarray(inverse(v), dtype), value)
+
+  return {name: invert(name, value) for name, value in hyperparams.items()}
 
 
 def project(eta: Eta, bijections: Mapping[str, str]) -> Eta:
   """The nearest eta at which phi still has a slope in float32."""
-  return {
-    name: jnp.clip(value, *BIJECTIONS[bijections[name]].eta_range)
-    for name, value in eta.items()
-  }
+
+  def clip(name: str, value: Any) -> Any:
+    low, high = make_bijection(bijections[name]).eta_range
+    return jax.tree.map(lambda v: jnp.clip(v, low, high), value)
+
+  return {name: clip(name, value) for name, value in eta.items()}
+
+
+def flatten(tree: Eta, prefix: str) -> dict[str, Any]:
+  """Values by `<prefix>/<name>`, or `<prefix>/<name>/<label>` with groups."""
+  flat: dict[str, Any] = {}
+  for name, value in tree.items():
+    if isinstance(value, dict):
+      flat |= {f'{prefix}/{name}/{label}': v for label, v in value.items()}
+    else:
+      flat[f'{prefix}/{name}'] = value
+  return flat

@@ -2,72 +2,96 @@ r"""The inner loop: K updates of the model with fixed hyperparameters.
 
     theta_{k+1} = theta_k - tx(lambda)(dL/dtheta(theta_k; batch_k)),   k < K
 
-Everything here is pure, and differentiable in lambda.
+Everything here is pure, and differentiable in lambda by either mode.
 
 Shape legend: K unroll_length.
 """
 
 from collections.abc import Callable, Mapping
+import math
 from typing import Any
 
 import chex
 import jax
+import jax.numpy as jnp
 import optax
 
+from metalr_flax import curvature
 from metalr_flax import optimizers
+from metalr_flax import safe_derivatives
 from metalr_flax import state as state_lib
 
 PyTree = Any
 Metrics = dict[str, jax.Array]
-# (params, model_state, batch) -> (loss, (model_state, metrics)); all pure.
-LossFn = Callable[[PyTree, PyTree, PyTree], tuple[jax.Array, Any]]
+LossFn = curvature.LossFn
 # data_state -> (data_state, batch); pure.
 NextBatch = Callable[[PyTree], tuple[PyTree, PyTree]]
 
 
 def inner_step(
   inner: state_lib.InnerState,
-  hyperparams: Mapping[str, jax.Array],
+  hyperparams: Mapping[str, Any],
   batch: PyTree,
   *,
-  loss_fn: LossFn,
+  grad_fn: curvature.GradFn,
   tx: optax.GradientTransformation,
-) -> tuple[state_lib.InnerState, Metrics]:
+) -> tuple[state_lib.InnerState, Metrics, PyTree]:
   """One update of the model on one batch.
 
   Args:
     inner: params, model_state and opt_state before the update.
-    hyperparams: values for the injected optimizer, scalars by name.
-    batch: whatever `loss_fn` takes.
-    loss_fn: `(params, model_state, batch) -> (loss, (model_state, metrics))`.
+    hyperparams: values for the injected optimizer, scalars by name (and group).
+    batch: whatever the loss takes.
+    grad_fn: loss and gradient, `curvature.exact(loss_fn)` or another curvature.
     tx: the inner optimizer, made by `optax.inject_hyperparams`.
 
   Returns:
-    The state after the update, and the batch's metrics before it, `loss` among
-    them (scalars).
+    The state after the update; the batch's metrics before it, `loss` among them
+    (scalars); and the gradient dL/dtheta.
   """
-  (loss, (model_state, metrics)), grads = jax.value_and_grad(
-    loss_fn, has_aux=True
-  )(inner.params, inner.model_state, batch)
+  (loss, (model_state, metrics)), grads = grad_fn(
+    inner.params, inner.model_state, batch
+  )
   chex.assert_rank(loss, 0)
-  opt_state = optimizers.with_hyperparams(inner.opt_state, hyperparams)
-  updates, opt_state = tx.update(grads, opt_state, inner.params)
-  params = optax.apply_updates(inner.params, updates)
+  params, opt_state = update(
+    inner.params, inner.opt_state, grads, hyperparams, tx=tx
+  )
   inner = inner.replace(
     params=params, model_state=model_state, opt_state=opt_state
   )
-  return inner, {'loss': loss, **metrics}
+  return inner, {'loss': loss, **metrics}, grads
+
+
+def update(
+  params: PyTree,
+  opt_state: optax.OptState,
+  grads: PyTree,
+  hyperparams: Mapping[str, Any],
+  *,
+  tx: optax.GradientTransformation,
+) -> tuple[PyTree, optax.OptState]:
+  """The optimizer's own update, bit for bit, with finite derivatives."""
+  opt_state = optimizers.with_hyperparams(opt_state, hyperparams)
+  updates, opt_state = safe_derivatives.safely(tx.update)(
+    grads, opt_state, params
+  )
+  # The next update writes them anew: no derivative passes through this copy.
+  opt_state = optimizers.with_hyperparams(
+    opt_state, jax.lax.stop_gradient(dict(hyperparams))
+  )
+  return optax.apply_updates(params, updates), opt_state
 
 
 def unroll(
   inner: state_lib.InnerState,
   data_state: PyTree,
-  hyperparams: Mapping[str, jax.Array],
+  hyperparams: Mapping[str, Any],
   *,
-  loss_fn: LossFn,
+  grad_fn: curvature.GradFn,
   tx: optax.GradientTransformation,
   next_batch: NextBatch,
   unroll_length: int,
+  remat: str = 'none',
 ) -> tuple[state_lib.InnerState, PyTree, Metrics]:
   """K inner updates, each on a fresh batch drawn inside the loop.
 
@@ -78,10 +102,12 @@ def unroll(
     inner: the state before the window.
     data_state: the sampler's position before the window.
     hyperparams: values for the injected optimizer, the same for all K updates.
-    loss_fn: see `inner_step`.
+    grad_fn: see `inner_step`.
     tx: see `inner_step`.
     next_batch: `data_state -> (data_state, batch)`.
     unroll_length: K >= 1.
+    remat: what reverse mode keeps of each update: all of it ('none'), the state
+      before it ('step'), or the state before every sqrt(K)-th ('sqrt').
 
   Returns:
     The inner state and data state after the window, and the metrics of the K
@@ -91,15 +117,49 @@ def unroll(
   def body(carry: tuple, _: None) -> tuple[tuple, Metrics]:
     inner, data_state = carry
     data_state, batch = next_batch(data_state)
-    inner, metrics = inner_step(
-      inner, hyperparams, batch, loss_fn=loss_fn, tx=tx
+    inner, metrics, _ = inner_step(
+      inner, hyperparams, batch, grad_fn=grad_fn, tx=tx
     )
     return (inner, data_state), metrics
 
-  # One update writes the hyperparameters into the state; doing it before the
-  # scan gives the carry its final types.
-  opt_state = optimizers.with_hyperparams(inner.opt_state, hyperparams)
-  carry = inner.replace(opt_state=opt_state), data_state
-  (inner, data_state), metrics = jax.lax.scan(body, carry, length=unroll_length)
+  carry = started(inner, hyperparams), data_state
+  (inner, data_state), metrics = _scan(body, carry, unroll_length, remat)
   chex.assert_tree_shape_prefix(metrics, (unroll_length,))
   return inner, data_state, metrics
+
+
+def started(
+  inner: state_lib.InnerState, hyperparams: Mapping[str, Any]
+) -> state_lib.InnerState:
+  """The inner state with a window's hyperparameters written into it.
+
+  Each update does so; doing it before a scan gives the carry its final types.
+  """
+  opt_state = optimizers.with_hyperparams(
+    inner.opt_state, jax.lax.stop_gradient(dict(hyperparams))
+  )
+  return inner.replace(opt_state=opt_state)
+
+
+def _scan(
+  body: Callable, carry: tuple, length: int, remat: str
+) -> tuple[tuple, Metrics]:
+  if remat == 'none':
+    return jax.lax.scan(body, carry, length=length)
+  step = jax.checkpoint(body, prevent_cse=False)
+  if remat == 'step':
+    return jax.lax.scan(step, carry, length=length)
+  size = math.isqrt(length - 1) + 1  # ceil(sqrt(K))
+
+  @jax.checkpoint
+  def block(carry: tuple, _: None) -> tuple[tuple, Metrics]:
+    return jax.lax.scan(step, carry, length=size)
+
+  blocks, rest = divmod(length, size)
+  carry, metrics = jax.lax.scan(block, carry, length=blocks)
+  metrics = jax.tree.map(lambda m: m.reshape(-1, *m.shape[2:]), metrics)
+  if not rest:
+    return carry, metrics
+  carry, last = jax.lax.scan(step, carry, length=rest)
+  joined = jax.tree.map(lambda *m: jnp.concatenate(m), metrics, last)
+  return carry, joined

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from metalr_flax import build
-from metalr_flax import config as config_lib
+from metalr_flax import fields
 from metalr_flax import interrupts
 from metalr_flax import outer
 from metalr_flax import state as state_lib
@@ -52,6 +52,7 @@ def run(
     from metalr_flax import console
     from metalr_flax import train
 
+    build.check_learned(experiment, state)
     console.set_up_logging()
     train.run(
       train.Run(
@@ -68,8 +69,8 @@ def run(
 
 
 def max_rows(config: Mapping[str, Any]) -> int:
-  """The longest chunk: no cadence is further away than this."""
-  return min(MAX_ROWS, *(config[name] for name in config_lib.CADENCES))
+  """The longest chunk: its end is at most a cadence away."""
+  return min(MAX_ROWS, *(config[name] for name in fields.CHUNK_ENDS))
 
 
 def lower_chunk(

@@ -1,4 +1,4 @@
-"""Any optax optimizer by name, with its hyperparameters injected.
+"""Any optax optimizer, its learned hyperparameters in its state.
 
 `optax.inject_hyperparams` moves the chosen arguments of an optimizer from its
 closure into its state, where the outer loop can write them at each window.
@@ -6,7 +6,7 @@ Arguments that are not learned stay static: with all of them injected, Adam
 drifts from plain Adam by rounding (optax computes `1 - b2` in float32 then).
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 import inspect
 from typing import Any
 
@@ -14,19 +14,19 @@ import jax
 import jax.numpy as jnp
 import optax
 
-
-def signature_of(name: str) -> inspect.Signature:
-  """The arguments of the optax optimizer called `name`."""
-  return inspect.signature(getattr(optax, name))
+PyTree = Any
+Factory = Callable[..., optax.GradientTransformation]
+LabelFn = Callable[[PyTree], PyTree]
 
 
 def make_injected(
-  name: str, arguments: Mapping[str, Any], learned: Iterable[str]
+  factory: str | Factory, arguments: Mapping[str, Any], learned: Iterable[str]
 ) -> optax.GradientTransformationExtraArgs:
-  """An optax optimizer whose learned arguments live in its state.
+  """An optimizer whose learned arguments live in its state.
 
   Args:
-    name: an optimizer of optax, e.g. 'rmsprop'.
+    factory: the name of an optimizer of optax, e.g. 'rmsprop', or a function
+      that makes an optax transformation, e.g. a chain with clipping.
     arguments: its keyword arguments, `learning_rate` among them.
     learned: which arguments to inject. They are held in float32 (float64 under
       x64) whatever the parameters' dtype: in bfloat16 a `b2` of 0.999 is 1.
@@ -35,23 +35,101 @@ def make_injected(
     An optax transformation whose state has the learned arguments in
     `.hyperparams`.
   """
+  factory = getattr(optax, factory) if isinstance(factory, str) else factory
   learned = {'learning_rate', *learned}
-  fixed = [a for a in signature_of(name).parameters if a not in learned]
+  parameters = inspect.signature(factory).parameters
   inject = optax.inject_hyperparams(
-    getattr(optax, name),
-    static_args=fixed,
+    factory,
+    static_args=[name for name in parameters if name not in learned],
     hyperparam_dtype=jnp.zeros(()).dtype,
   )
   return inject(**arguments)
 
 
-def with_hyperparams(
-  opt_state: optax.OptState, hyperparams: Mapping[str, jax.Array]
-) -> optax.OptState:
-  """`opt_state` with some of its hyperparameters replaced.
+def make_grouped(
+  factory: str | Factory,
+  arguments: Mapping[str, Any],
+  learned: Iterable[str],
+  labels: PyTree,
+) -> optax.GradientTransformationExtraArgs:
+  """The same, with hyperparameters of its own for each group of parameters.
 
-  The state given is left as it was. (Assigning into `opt_state.hyperparams`
-  would put a tracer into the caller's own dictionary.)
+  Args:
+    factory: see `make_injected`.
+    arguments: see `make_injected`; every group starts from them.
+    learned: see `make_injected`.
+    labels: the group's name of each parameter, a tree of params' structure.
+
+  Returns:
+    An optax transformation; each group is updated by an optimizer of its own.
   """
-  merged = {**opt_state.hyperparams, **hyperparams}
-  return opt_state._replace(hyperparams=merged)
+  names = sorted(set(jax.tree.leaves(labels)))
+  parts = {name: make_injected(factory, arguments, learned) for name in names}
+  return optax.partition(parts, labels)
+
+
+def label_leaves(params: PyTree) -> PyTree:
+  """A label function that makes each leaf its own group, named by its path."""
+  return jax.tree_util.tree_map_with_path(
+    lambda path, _: jax.tree_util.keystr(path, simple=True, separator='/'),
+    params,
+  )
+
+
+def with_hyperparams(
+  opt_state: optax.OptState, hyperparams: Mapping[str, Any]
+) -> optax.OptState:
+  """`opt_state` with its injected hyperparameters replaced.
+
+  They are found wherever the injected optimizer is: alone, in a chain, below
+  `masked`, or once for each group of a partition. The state given is left as it
+  was. (Assigning into `opt_state.hyperparams` would put a tracer into the
+  caller's own dictionary.)
+
+  Args:
+    opt_state: a state that holds one injected optimizer, or one a group.
+    hyperparams: new values by name, and by group label where there are groups.
+  """
+
+  def replace(path: tuple, node: Any) -> Any:
+    if not _is_injected(node):
+      return node
+    new = {
+      name: _of_group(value, path)
+      for name, value in hyperparams.items()
+      if name in node.hyperparams
+    }
+    return node._replace(hyperparams={**node.hyperparams, **new})
+
+  return jax.tree_util.tree_map_with_path(
+    replace, opt_state, is_leaf=_is_injected
+  )
+
+
+def init_state(
+  tx: optax.GradientTransformation, params: PyTree
+) -> optax.OptState:
+  """`tx.init`, in the dtypes that the state has after an update.
+
+  With bfloat16 parameters optax starts Adam's moments in bfloat16, and the
+  first product with a float32 hyperparameter makes them float32 for good.
+  """
+
+  def update(opt_state: optax.OptState) -> optax.OptState:
+    return tx.update(params, opt_state, params)[1]
+
+  opt_state = tx.init(params)
+  settled = jax.eval_shape(update, jax.eval_shape(update, opt_state))
+  return jax.tree.map(lambda v, s: v.astype(s.dtype), opt_state, settled)
+
+
+def _is_injected(node: Any) -> bool:
+  return hasattr(node, 'hyperparams') and hasattr(node, 'inner_state')
+
+
+def _of_group(value: Any, path: tuple) -> Any:
+  """A hyperparameter's value for the optimizer at `path` of the state."""
+  if not isinstance(value, Mapping):
+    return value
+  label = next(k.key for k in path if getattr(k, 'key', None) in value)
+  return value[label]

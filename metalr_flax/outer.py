@@ -15,6 +15,7 @@ import optax
 from metalr_flax import hyperparams as hyperparams_lib
 from metalr_flax import inner as inner_lib
 from metalr_flax import meta_gradient
+from metalr_flax import optimizers
 from metalr_flax import problem as problem_lib
 from metalr_flax import state as state_lib
 
@@ -40,6 +41,7 @@ class Chunk(flax.struct.PyTreeNode, kw_only=True):
   finite: jax.Array
 
 
+_REVERSE = meta_gradient.Estimator()
 _Carry = tuple[state_lib.MetaTrainState, Chunk]
 
 
@@ -49,8 +51,9 @@ def init_state(
   params: PyTree,
   model_state: PyTree,
   data_state: PyTree,
-  hyperparams: Mapping[str, float],
+  hyperparams: Mapping[str, Any],
   meta_tx: optax.GradientTransformation,
+  estimator: meta_gradient.Estimator = _REVERSE,
 ) -> state_lib.MetaTrainState:
   """The state before the first outer step.
 
@@ -60,22 +63,27 @@ def init_state(
     model_state: its other variables, `{}` if it has none.
     data_state: what the sampler starts from.
     hyperparams: initial value of each learned hyperparameter, Python floats
-      inside their bijections' open ranges.
+      inside their bijections' open ranges; by group label where the problem
+      has groups.
     meta_tx: the outer optimizer.
+    estimator: the one that the outer steps will use.
 
   Returns:
     A state at step 0.
   """
   eta = hyperparams_lib.unconstrain(hyperparams, problem.bijections)
-  return state_lib.MetaTrainState(
+  state = state_lib.MetaTrainState(
     step=jnp.zeros((), jnp.int32),
     params=params,
     model_state=model_state,
-    opt_state=problem.tx.init(params),
+    opt_state=optimizers.init_state(problem.tx, params),
     eta=eta,
     meta_opt_state=meta_tx.init(eta),
+    tangents={},
     data_state=data_state,
   )
+  tangents = estimator.init_tangents(eta, state.inner, data_state, problem)
+  return state.replace(tangents=tangents)
 
 
 def outer_step(
@@ -83,7 +91,7 @@ def outer_step(
   problem: problem_lib.Problem,
   *,
   meta_tx: optax.GradientTransformation,
-  estimator: meta_gradient.Estimator = meta_gradient.reverse,
+  estimator: meta_gradient.Estimator = _REVERSE,
 ) -> tuple[state_lib.MetaTrainState, inner_lib.Metrics]:
   """One window of inner updates, then one update of eta.
 
@@ -97,8 +105,7 @@ def outer_step(
     state: the state before.
     problem: the bilevel problem.
     meta_tx: the outer optimizer over eta.
-    estimator: how to differentiate a window, one of
-      `meta_gradient.ESTIMATORS`.
+    estimator: how to differentiate a window.
 
   Returns:
     The state after, and scalars by public metric key: `train/loss` is the mean
@@ -106,7 +113,7 @@ def outer_step(
     the *next* window will use.
   """
   meta_grads, window = estimator(
-    state.eta, state.inner, state.data_state, problem
+    state.eta, state.inner, state.data_state, state.tangents, problem
   )
   metrics = dict(window.metrics)
   eta, meta_opt_state = state.eta, state.meta_opt_state
@@ -116,7 +123,7 @@ def outer_step(
     eta = hyperparams_lib.project(eta, problem.bijections)
     metrics['meta/grad_norm'] = optax.tree.norm(meta_grads)
   learned = hyperparams_lib.constrain(eta, problem.bijections)
-  metrics |= {f'hyperparams/{name}': v for name, v in learned.items()}
+  metrics |= hyperparams_lib.flatten(learned, 'hyperparams')
   state = state.replace(
     step=state.step + 1,
     params=window.inner.params,
@@ -124,6 +131,7 @@ def outer_step(
     opt_state=window.inner.opt_state,
     eta=eta,
     meta_opt_state=meta_opt_state,
+    tangents=window.tangents,
     data_state=window.data_state,
   )
   return state, metrics

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 import dataclasses
+from typing import Any
 
 import optax
 
@@ -19,10 +20,13 @@ class Problem:
       model_state that it returns is dropped.
     next_batch: `data_state -> (data_state, batch)`, draws an inner batch.
     next_meta_batch: the same for the outer loss's batch.
-    tx: inner optimizer made by `optax.inject_hyperparams`.
-    bijections: the learned hyperparameters, each with its bijection's name,
+    tx: inner optimizer made by `optax.inject_hyperparams`, or by
+      `optimizers.make_grouped` where there are groups.
+    bijections: the learned hyperparameters, each with its bijection's spec,
       e.g. `{'learning_rate': 'sigmoid'}`.
     unroll_length: K >= 1, inner updates in a window.
+    labels: the group's name of each parameter, a tree of params' structure;
+      None where all share one set of hyperparameters.
   """
 
   loss_fn: inner.LossFn
@@ -32,3 +36,4 @@ class Problem:
   tx: optax.GradientTransformation
   bijections: Mapping[str, str]
   unroll_length: int
+  labels: Any = None

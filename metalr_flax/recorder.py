@@ -13,6 +13,7 @@ import jax
 from metalr_flax import build
 from metalr_flax import console
 from metalr_flax import errors
+from metalr_flax import fields
 from metalr_flax import inner
 from metalr_flax import outer
 from metalr_flax import records
@@ -62,7 +63,7 @@ def opened(
   keys = _metric_keys(experiment, state)
   path = workdir / workdir_lib.METRICS
   with records.MetricsFile(path, keys, record['metrics_size']) as metrics:
-    writer = writers.make_writer(workdir)
+    writer = writers.make_writer(workdir, int(state.step))
     try:
       yield Recorder(workdir, config, experiment, state, metrics, writer)
     finally:
@@ -97,14 +98,14 @@ class Recorder:
     self._noted = time.monotonic()
 
   def greet(self, *, resumed: bool) -> None:
-    """Says what is about to happen; a fresh run also notes its config."""
+    """Says what is about to happen and notes the config of this start."""
     console.say(self._params)
     console.say(f'devices: {", ".join(str(d) for d in jax.devices())}')
+    text = json.dumps(self._config, indent=2)
+    self._writer.write_texts(self._first, {'config': f'```json\n{text}\n```'})
     if resumed:
       console.say(f'resuming from outer step {self._first} in {self._workdir}')
       return
-    text = json.dumps(self._config, indent=2)
-    self._writer.write_texts(0, {'config': f'```json\n{text}\n```'})
     self._writer.write_hparams(_hparams(self._config))
     console.say(f'starting in {self._workdir}')
 
@@ -158,7 +159,8 @@ class Recorder:
     console.say(
       f'everything is in {self._workdir}: {workdir_lib.METRICS}, '
       f'{workdir_lib.RESULTS}, {workdir_lib.SCHEDULE}, {workdir_lib.PLOT}\n'
-      f'look at it: tensorboard --logdir={self._workdir} --host=localhost'
+      f'look at it: tensorboard --logdir={_logdir(self._workdir)} '
+      f'--host=localhost'
     )
 
   def _rows(
@@ -209,12 +211,30 @@ def _metric_keys(
   return [*({*metrics} | blank), *(f'eval/{name}' for name in evaluation), RATE]
 
 
+def _logdir(workdir: pathlib.Path) -> pathlib.Path:
+  """The folder to show in TensorBoard.
+
+  Given a folder of runs it names each and lists their metrics beside their
+  hyperparameters; it does neither for a run's own folder.
+  """
+  runs = workdir.parent
+  return runs if runs.name == 'checkpoints' else workdir
+
+
 def _hparams(config: Mapping[str, Any]) -> dict[str, Any]:
-  """The config's values by dotted name; what is no number is its text."""
-  flat = {}
+  """The config's values by dotted name; what is no number is its text.
+
+  TensorBoard keeps the first ones that a run writes: what a resumed run may
+  change is left out.
+  """
+  may_change = {'num_outer_steps', *fields.CADENCES}
+  return dict(_leaves({k: v for k, v in config.items() if k not in may_change}))
+
+
+def _leaves(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
   for key, value in config.items():
-    inside = value.items() if isinstance(value, Mapping) else [('', value)]
-    for name, item in inside:
-      plain = isinstance(item, (bool, int, float, str))
-      flat[f'{key}.{name}'.rstrip('.')] = item if plain else json.dumps(item)
-  return flat
+    if isinstance(value, Mapping):
+      yield from ((f'{key}.{name}', leaf) for name, leaf in _leaves(value))
+    else:
+      plain = isinstance(value, (bool, int, float, str))
+      yield key, value if plain else json.dumps(value)

@@ -37,9 +37,11 @@ class MetaTrainState(flax.struct.PyTreeNode, kw_only=True):
     model_state: the model's other variables (BatchNorm averages, RNG counts).
     opt_state: state of the injected inner optimizer; its `hyperparams` are
       those of the last window.
-    eta: unconstrained meta-parameters by hyperparameter name, float32 scalars
-      (float64 under x64).
+    eta: unconstrained meta-parameters by hyperparameter name, and by group
+      label where there are groups; float32 scalars (float64 under x64).
     meta_opt_state: state of the outer optimizer `meta_tx` over eta.
+    tangents: forward mode's Z where it outlives its window: by leaf path,
+      arrays [k, ...]; otherwise `{}`.
     data_state: the sampler's position, whatever `Task.init` returned.
   """
 
@@ -47,8 +49,9 @@ class MetaTrainState(flax.struct.PyTreeNode, kw_only=True):
   params: PyTree
   model_state: PyTree
   opt_state: optax.OptState
-  eta: dict[str, jax.Array]
+  eta: dict[str, Any]
   meta_opt_state: optax.OptState
+  tangents: dict[str, jax.Array]
   data_state: PyTree
 
   @property

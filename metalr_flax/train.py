@@ -1,9 +1,9 @@
 """The host loop: chunks of outer steps, and what is written between them.
 
 One chunk is one device call. While the device works on a chunk, the host writes
-the metrics of the one before. A chunk ends at the next multiple of any cadence,
-and early enough that a signal is answered soon; where it ends changes no bit of
-the result.
+the metrics of the one before. A chunk ends where the state is evaluated or
+saved, and early enough that a signal is answered soon; where it ends changes no
+bit of the result.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,9 +16,9 @@ import numpy as np
 
 from metalr_flax import build
 from metalr_flax import checkpoint
-from metalr_flax import config as config_lib
 from metalr_flax import console
 from metalr_flax import errors
+from metalr_flax import fields
 from metalr_flax import interrupts
 from metalr_flax import outer
 from metalr_flax import recorder as recorder_lib
@@ -164,7 +164,7 @@ class _Pace:
 
   def next_count(self, step: int) -> int:
     """Outer steps in the chunk that starts at `step`."""
-    cadences = [self._run.config[name] for name in config_lib.CADENCES]
+    cadences = [self._run.config[name] for name in fields.CHUNK_ENDS]
     to_cadence = min(every - step % every for every in cadences)
     to_end = self._run.num_outer_steps - step
     return min(self._limit, to_cadence, to_end)

@@ -12,13 +12,14 @@ import fcntl
 import json
 import os
 import pathlib
+import shlex
 import tempfile
 from typing import Any
 
 from absl import logging
 
-from metalr_flax import config as config_lib
 from metalr_flax import errors
+from metalr_flax import fields
 
 CONFIG = 'config.json'
 METRICS = 'metrics.csv'
@@ -51,15 +52,20 @@ def check_writable(path: pathlib.Path) -> None:
     ConfigError: naming the directory and the system's reason.
   """
   existing = path
-  while not existing.exists() and existing != existing.parent:
+  while not os.path.lexists(existing) and existing != existing.parent:
     existing = existing.parent
   try:
     os.rmdir(tempfile.mkdtemp(prefix='.probe', dir=existing))
-  except OSError as error:
+    missing = [existing / n for n in path.parts[len(existing.parts) :]]
+    for name in (path, *missing):  # one may be too long, or hold a NUL
+      with contextlib.suppress(FileNotFoundError):
+        os.lstat(name)
+  except (OSError, ValueError) as error:
+    reason = error.strerror if isinstance(error, OSError) else error
     raise errors.ConfigError.of(
       'workdir',
       path,
-      f'cannot be written ({existing}: {error.strerror})',
+      f'cannot be written ({existing}: {reason})',
       'choose another --workdir=',
     ) from error
 
@@ -118,13 +124,13 @@ def check_config(
     return
   old = dict(_leaves(read_config(path)))
   new = dict(_leaves(config))
-  for name in sorted({*old, *new}):
+  for name in sorted({*old, *new}, reverse=True):  # a key before its mapping
     before, after = old.get(name, '(absent)'), new.get(name, '(absent)')
     if before != after and not _may_change(name, before, after):
       raise errors.WorkdirError(
         f'workdir={path}: holds a run with {name}={before}, this one has '
         f'{name}={after}; run it elsewhere: {command} '
-        f'--workdir={_free_name(path)}'
+        f'--workdir={shlex.quote(str(_free_name(path)))}'
       )
 
 
@@ -135,7 +141,10 @@ def read_config(path: pathlib.Path) -> dict[str, Any]:
     WorkdirError: where there is none, or none that can be read.
   """
   try:
-    return json.loads((path / CONFIG).read_text(encoding='utf-8'))
+    config = json.loads((path / CONFIG).read_text(encoding='utf-8'))
+    if not isinstance(config, dict):
+      raise ValueError('no mapping')
+    return config
   except (OSError, ValueError) as error:
     raise errors.WorkdirError(
       f'{path / CONFIG}: not a readable config ({error}); is {path} a workdir?'
@@ -144,8 +153,8 @@ def read_config(path: pathlib.Path) -> dict[str, Any]:
 
 def _may_change(name: str, before: Any, after: Any) -> bool:
   if name == 'num_outer_steps':
-    return after > before
-  return name in config_lib.CADENCES
+    return isinstance(before, int) and after > before
+  return name in fields.CADENCES
 
 
 def _leaves(tree: Any, prefix: str = '') -> Iterator[tuple[str, Any]]:
@@ -158,7 +167,7 @@ def _leaves(tree: Any, prefix: str = '') -> Iterator[tuple[str, Any]]:
 
 
 def _free_name(path: pathlib.Path) -> pathlib.Path:
-  number = 2
-  while path.with_name(f'{path.name}-{number}').exists():
+  path, number = path if path.name else path.resolve(), 2
+  while (free := pathlib.Path(f'{path}-{number}')).exists():
     number += 1
-  return path.with_name(f'{path.name}-{number}')
+  return free

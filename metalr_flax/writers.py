@@ -30,13 +30,19 @@ from tensorboard.plugins.text import summary_v2 as text_summary
 from tensorboard.summary.writer import event_file_writer
 
 _LEAF = 'clu.metric_writers.tf.summary_writer'
+_SWITCH = 'tensorboard.compat.notf'
 
 
 class SummaryWriter:
   """What CLU's writer of the same name does, without TensorFlow."""
 
-  def __init__(self, logdir: str):
+  def __init__(self, logdir: str, first: int = 0):
     self._file = event_file_writer.EventFileWriter(logdir)
+    # A TensorBoard that watched all along drops what is about to come again.
+    start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+    self._file.add_event(
+      event_pb2.Event(wall_time=time.time(), step=first + 1, session_log=start)
+    )
 
   def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
     """Writes each scalar under its name."""
@@ -55,7 +61,8 @@ class SummaryWriter:
 
   def write_hparams(self, hparams: Mapping[str, Any]) -> None:
     """Writes the run's hyperparameters, at step 0."""
-    self._add(0, hparams_summary.hparams_pb(dict(hparams)))
+    # Without a trial's name the table names each row after its run.
+    self._add(0, hparams_summary.hparams_pb(dict(hparams), trial_id=''))
 
   def flush(self) -> None:
     """Hands all events to the system."""
@@ -96,6 +103,9 @@ def _take_the_leafs_place() -> None:
   leaf = types.ModuleType(_LEAF)
   leaf.SummaryWriter = SummaryWriter  # type: ignore[attr-defined]
   sys.modules.setdefault(_LEAF, leaf)
+  # TensorBoard's own switch: or its file writer, too, would import TensorFlow
+  # wherever that happens to be installed.
+  sys.modules.setdefault(_SWITCH, types.ModuleType(_SWITCH))
 
 
 _take_the_leafs_place()
@@ -146,8 +156,15 @@ def event_sizes(workdir: pathlib.Path) -> dict[str, int]:
   }
 
 
-def make_writer(workdir: pathlib.Path) -> metric_writers.MetricWriter:
-  """CLU's asynchronous writer of TensorBoard events into a folder."""
+def make_writer(
+  workdir: pathlib.Path, first: int
+) -> metric_writers.MetricWriter:
+  """CLU's asynchronous writer of TensorBoard events into a folder.
+
+  Args:
+    workdir: the folder.
+    first: outer steps done before; what is there of later ones is void.
+  """
   return metric_writers.AsyncMultiWriter(
-    [metric_writers.SummaryWriter(os.fspath(workdir))]
+    [SummaryWriter(os.fspath(workdir), first)]
   )

@@ -6,7 +6,14 @@ A user's own model is any `nnx.Module` whose constructor takes the config's
 
 from flax import nnx
 
+from metalr_flax.models.cnn import CNN
 from metalr_flax.models.linear import Linear
 from metalr_flax.models.mlp import MLP
+from metalr_flax.models.transformer import Transformer
 
-MODELS: dict[str, type[nnx.Module]] = {'linear': Linear, 'mlp': MLP}
+MODELS: dict[str, type[nnx.Module]] = {
+  'cnn': CNN,
+  'linear': Linear,
+  'mlp': MLP,
+  'transformer': Transformer,
+}

@@ -1,0 +1,269 @@
+r"""Forward mode: the derivative of the inner state is carried along with it.
+
+    Z_{k+1} = (dPhi/dz) Z_k + (dPhi/dlambda) phi'(eta),    Z = dz/deta
+
+with z = (params, model_state, opt_state) and Phi one inner update. Memory does
+not depend on K, and Z can live on from window to window (Franceschi et al.
+2017, https://arxiv.org/abs/1703.01785; Williams and Zipser 1989).
+
+A direction is one eta that is varied. All directions share one primal update
+and one gradient. A leaf of z that no eta can move (a count, the second moments
+where no Hessian is seen, ...) has no tangent: none is carried and none is
+computed. Which leaves these are is read off the trace, once.
+
+Shape legend: k directions; every tangent has them as its first axis.
+"""
+
+from collections.abc import Callable, Sequence
+import functools
+from typing import Any
+
+import jax
+from jax.custom_derivatives import SymbolicZero
+import jax.numpy as jnp
+
+from metalr_flax import curvature
+from metalr_flax import hyperparams as hyperparams_lib
+from metalr_flax import inner as inner_lib
+from metalr_flax import problem as problem_lib
+from metalr_flax import state as state_lib
+
+PyTree = Any
+# By the leaf's path in InnerState: arrays [k, *leaf.shape].
+Tangents = dict[str, jax.Array]
+# (loss tangents [k], gradient by path, Z) -> slope, of eta's structure.
+Contract = Callable[[jax.Array, dict[str, jax.Array], Tangents], PyTree]
+
+
+def directions(eta: hyperparams_lib.Eta, *, per_group: bool) -> PyTree:
+  """The etas to vary, one a direction.
+
+  Args:
+    eta: the meta-parameters.
+    per_group: a direction for each array of eta; otherwise one for each
+      hyperparameter, which varies all its groups at once. The latter is exact
+      where the groups' tangents do not mix.
+
+  Returns:
+    Tangents of eta, arrays [k].
+  """
+  if per_group:
+    leaves, treedef = jax.tree.flatten(eta)
+    rows = jnp.eye(len(leaves), dtype=leaves[0].dtype)
+    return jax.tree.unflatten(treedef, list(rows.T))
+  return {
+    name: jax.tree.map(
+      lambda v, i=i: jnp.zeros(len(eta), v.dtype).at[i].set(1), value
+    )
+    for i, (name, value) in enumerate(eta.items())
+  }
+
+
+def names(inner: state_lib.InnerState) -> list[str]:
+  """The path of every leaf of the inner state, in order."""
+  return [
+    jax.tree_util.keystr(path, simple=True, separator='/')
+    for path, _ in jax.tree_util.tree_leaves_with_path(inner)
+  ]
+
+
+def replace_leaves(
+  inner: state_lib.InnerState, leaves: dict[str, jax.Array]
+) -> state_lib.InnerState:
+  """The inner state with some leaves exchanged, by path."""
+  values, treedef = jax.tree.flatten(inner)
+  pairs = zip(names(inner), values, strict=True)
+  return jax.tree.unflatten(treedef, [leaves.get(n, v) for n, v in pairs])
+
+
+def pick_leaves(
+  inner: state_lib.InnerState, wanted: Sequence[str]
+) -> dict[str, jax.Array]:
+  """Some leaves of the inner state, by path."""
+  found = dict(zip(names(inner), jax.tree.leaves(inner), strict=True))
+  return {name: found[name] for name in wanted}
+
+
+def find_moving(
+  eta: hyperparams_lib.Eta,
+  inner: state_lib.InnerState,
+  data_state: PyTree,
+  problem: problem_lib.Problem,
+  grad_fn: curvature.GradFn,
+) -> tuple[str, ...]:
+  """The leaves of the inner state that eta can move, in however many updates.
+
+  Nothing is computed: one update is traced, with the tangents known to be there
+  so far, until no further leaf gets one.
+
+  Args:
+    eta: the meta-parameters, or only those whose effect is asked for.
+    inner: the inner state, for its shapes.
+    data_state: the sampler's position, for its shapes.
+    problem: the bilevel problem.
+    grad_fn: the inner loss's gradient with its curvature.
+
+  Returns:
+    Their paths, in the order of the leaves.
+  """
+  moving: tuple[str, ...] = ()
+  while True:
+    trace = functools.partial(
+      _moved_by_one_update, problem=problem, grad_fn=grad_fn, moving=moving
+    )
+    found: list[str] = []
+    jax.eval_shape(functools.partial(trace, found=found), eta, inner,
+                   data_state)  # fmt: skip
+    grown = tuple(n for n in names(inner) if n in {*moving, *found})
+    if grown == moving:
+      return moving
+    moving = grown
+
+
+def _moved_by_one_update(
+  eta: hyperparams_lib.Eta,
+  inner: state_lib.InnerState,
+  data_state: PyTree,
+  *,
+  problem: problem_lib.Problem,
+  grad_fn: curvature.GradFn,
+  moving: tuple[str, ...],
+  found: list[str],
+) -> jax.Array:
+  """Traces one update; appends to `found` the leaves that get a tangent."""
+  _, batch = problem.next_batch(data_state)
+
+  @jax.custom_jvp
+  def probe(leaves: dict[str, jax.Array]) -> jax.Array:
+    return jnp.zeros(())
+
+  def rule(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
+    found.extend(
+      n for n, t in tangents[0].items() if not isinstance(t, SymbolicZero)
+    )
+    return jnp.zeros(()), jnp.zeros(())
+
+  probe.defjvp(rule, symbolic_zeros=True)
+
+  def step(leaves: dict[str, jax.Array], eta: PyTree) -> jax.Array:
+    hyperparams = hyperparams_lib.constrain(eta, problem.bijections)
+    started = inner_lib.started(inner, hyperparams)
+    new, _, _ = inner_lib.inner_step(
+      replace_leaves(started, leaves),
+      hyperparams,
+      batch,
+      grad_fn=grad_fn,
+      tx=problem.tx,
+    )
+    floats = [
+      n
+      for n, leaf in zip(names(new), jax.tree.leaves(new), strict=True)
+      if jnp.issubdtype(leaf.dtype, jnp.inexact)
+    ]
+    return probe(pick_leaves(new, floats))
+
+  primals = pick_leaves(inner, moving), eta
+  _, out = jax.jvp(step, primals, jax.tree.map(jnp.ones_like, primals))
+  return out
+
+
+def push(
+  function: Callable[..., tuple[PyTree, PyTree]],
+  primals: tuple,
+  tangents: tuple,
+) -> tuple[PyTree, PyTree, PyTree]:
+  """`jax.jvp(..., has_aux=True)` for k tangents at once.
+
+  The primal is computed once: under vmap it does not depend on the direction.
+
+  Args:
+    function: `(*primals) -> (out, aux)`.
+    primals: where to differentiate.
+    tangents: of the primals' structure, arrays [k, ...].
+
+  Returns:
+    out, its tangents [k, ...], and aux.
+  """
+
+  def one(tangents: tuple) -> tuple[PyTree, PyTree, PyTree]:
+    return jax.jvp(function, primals, tangents, has_aux=True)
+
+  if jax.tree.leaves(tangents)[0].shape[0] == 1:
+    out, dots, aux = one(jax.tree.map(lambda t: t[0], tangents))
+    return out, jax.tree.map(lambda t: t[None], dots), aux
+  return jax.vmap(one, out_axes=(None, 0, None))(tangents)
+
+
+def unroll(
+  eta: hyperparams_lib.Eta,
+  inner: state_lib.InnerState,
+  data_state: PyTree,
+  tangents: Tangents,
+  eta_dots: PyTree,
+  problem: problem_lib.Problem,
+  grad_fn: curvature.GradFn,
+  contract: Contract | None,
+) -> tuple[state_lib.InnerState, PyTree, Tangents, PyTree, inner_lib.Metrics]:
+  """K inner updates with their tangents.
+
+  Args:
+    eta: the meta-parameters.
+    inner: the inner state before the window.
+    data_state: the sampler's position before the window.
+    tangents: Z before the window, of the moving leaves.
+    eta_dots: the directions, see `directions`.
+    problem: the bilevel problem.
+    grad_fn: the inner loss's gradient with its curvature.
+    contract: gives the slope of a batch's own loss, before its update, from
+      its tangents [k], its gradient and Z; None where the outer loss is held
+      out.
+
+  Returns:
+    The inner state, data state and Z after the window; the mean of the slopes,
+    of eta's structure; and the metrics of the K batches, [K].
+  """
+  moving = tuple(tangents)
+  phi = functools.partial(
+    hyperparams_lib.constrain, bijections=problem.bijections
+  )
+  hyperparams, hyperparam_dots, _ = push(
+    lambda e: (phi(e), None), (eta,), (eta_dots,)
+  )
+
+  def body(carry: tuple, _: None) -> tuple[tuple, tuple]:
+    inner, data_state, z = carry
+    data_state, batch = problem.next_batch(data_state)
+
+    def step(leaves: dict, hyperparams: PyTree) -> tuple[PyTree, PyTree]:
+      new, metrics, grads = inner_lib.inner_step(
+        replace_leaves(inner, leaves),
+        hyperparams,
+        batch,
+        grad_fn=grad_fn,
+        tx=problem.tx,
+      )
+      out = pick_leaves(new, moving), metrics['loss']
+      return out, (new, metrics, grads)
+
+    _, (z_new, loss_dots), (new, metrics, grads) = push(
+      step, (pick_leaves(inner, moving), hyperparams), (z, hyperparam_dots)
+    )
+    grads = leaves_of('params', grads)
+    slope = contract(loss_dots, grads, z) if contract else ()
+    return (new, data_state, z_new), (metrics, slope)
+
+  carry = inner_lib.started(inner, hyperparams), data_state, tangents
+  carry, (metrics, slopes) = jax.lax.scan(
+    body, carry, length=problem.unroll_length
+  )
+  slope = jax.tree.map(lambda s: jnp.mean(s, axis=0), slopes)
+  return (*carry, slope, metrics)
+
+
+def leaves_of(field: str, tree: PyTree) -> dict[str, jax.Array]:
+  """A tree's leaves by the paths that they have as a field of InnerState."""
+  paths = jax.tree_util.tree_leaves_with_path({field: tree})
+  return {
+    jax.tree_util.keystr(path, simple=True, separator='/'): leaf
+    for path, leaf in paths
+  }

@@ -1,0 +1,166 @@
+r"""The slope of a window's outer loss along Z.
+
+    dF/deta = (dF/dz) Z
+
+One reverse gradient of the outer loss serves all directions.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from metalr_flax import curvature
+from metalr_flax import forward
+from metalr_flax import hyperparams as hyperparams_lib
+from metalr_flax import problem as problem_lib
+from metalr_flax import state as state_lib
+from metalr_flax import window as window_lib
+
+PyTree = Any
+Eta = hyperparams_lib.Eta
+
+
+def run(
+  eta: Eta,
+  inner: state_lib.InnerState,
+  data_state: PyTree,
+  tangents: forward.Tangents,
+  problem: problem_lib.Problem,
+  *,
+  grad_fn: curvature.GradFn,
+  per_group: bool,
+  online: bool,
+) -> tuple[Eta, window_lib.Window]:
+  """A window with its meta-gradient.
+
+  Args:
+    eta: unconstrained meta-parameters.
+    inner: the inner state before the window.
+    data_state: the sampler's position before the window.
+    tangents: Z before the window, discounted.
+    problem: the bilevel problem.
+    grad_fn: the inner loss's gradient with its curvature.
+    per_group: whether each group has a direction of its own.
+    online: whether the outer loss is the mean of the K inner losses.
+
+  Returns:
+    dF/deta with eta's structure, and what the window leaves behind.
+  """
+  contract = _make_contract(eta, inner, problem, per_group=per_group)
+  inner, data_state, tangents, meta_grads, metrics = forward.unroll(
+    eta,
+    inner,
+    data_state,
+    tangents,
+    forward.directions(eta, per_group=per_group),
+    problem,
+    grad_fn,
+    contract if online else None,
+  )
+  means = window_lib.means(metrics)
+  meta_loss = means['train/loss']
+  if not online:
+    data_state, batch = problem.next_meta_batch(data_state)
+    meta_loss, grads = _held_out(inner, batch, problem)
+    dots = sum(
+      (_dot(grads[name], z) for name, z in tangents.items() if name in grads),
+      start=jnp.zeros(()),
+    )
+    meta_grads = contract(dots, grads, tangents)
+  window = window_lib.Window(
+    inner=inner,
+    data_state=data_state,
+    tangents=tangents,
+    metrics={**means, 'meta/loss': meta_loss},
+  )
+  return meta_grads, window
+
+
+def init_tangents(
+  eta: Eta,
+  inner: state_lib.InnerState,
+  data_state: PyTree,
+  problem: problem_lib.Problem,
+  *,
+  grad_fn: curvature.GradFn,
+  per_group: bool,
+) -> forward.Tangents:
+  """Z = 0 of the leaves that eta can move; see `run` for the arguments."""
+  moving = forward.find_moving(eta, inner, data_state, problem, grad_fn)
+  eta_dots = forward.directions(eta, per_group=per_group)
+  count = len(jax.tree.leaves(eta_dots)[0])
+  return {
+    name: jnp.zeros((count, *leaf.shape), leaf.dtype)
+    for name, leaf in forward.pick_leaves(inner, moving).items()
+  }
+
+
+def _held_out(
+  inner: state_lib.InnerState, batch: PyTree, problem: problem_lib.Problem
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+  """The outer loss and its gradient in params and in model_state's floats."""
+  model_state, treedef = jax.tree.flatten(inner.model_state)
+  floats = [
+    i for i, v in enumerate(model_state) if jnp.issubdtype(v.dtype, jnp.inexact)
+  ]
+
+  def loss(params: PyTree, values: list[jax.Array]) -> jax.Array:
+    leaves = list(model_state)
+    for i, value in zip(floats, values, strict=True):
+      leaves[i] = value
+    return problem.meta_loss_fn(
+      params, jax.tree.unflatten(treedef, leaves), batch
+    )[0]
+
+  values = [model_state[i] for i in floats]
+  meta_loss, (grads, slopes) = jax.value_and_grad(loss, argnums=(0, 1))(
+    inner.params, values
+  )
+  paths = list(forward.leaves_of('model_state', inner.model_state))
+  named = {paths[i]: s for i, s in zip(floats, slopes, strict=True)}
+  return meta_loss, {**forward.leaves_of('params', grads), **named}
+
+
+def _make_contract(
+  eta: Eta,
+  inner: state_lib.InnerState,
+  problem: problem_lib.Problem,
+  *,
+  per_group: bool,
+) -> forward.Contract:
+  """How the slope of a loss in the directions becomes its slope in eta."""
+  if per_group:
+    treedef = jax.tree.structure(eta)
+
+    def by_direction(
+      dots: jax.Array, grads: dict, tangents: forward.Tangents
+    ) -> Eta:
+      del grads, tangents
+      return jax.tree.unflatten(treedef, list(dots))
+
+    return by_direction
+  paths = forward.leaves_of('params', inner.params)
+  labels: dict[str, Any] = dict.fromkeys(paths, '')
+  if problem.labels is not None:
+    labels = forward.leaves_of('params', problem.labels)
+
+  def by_label(dots: jax.Array, grads: dict, tangents: forward.Tangents) -> Eta:
+    del dots
+    slopes: dict[str, Any] = dict.fromkeys(labels.values(), 0.0)
+    for path, z in tangents.items():
+      if path in labels:
+        slopes[labels[path]] += _dot(grads[path], z)
+    return {
+      name: {label: slopes[label][i] for label in value}
+      if isinstance(value, dict)
+      else slopes[''][i]
+      for i, (name, value) in enumerate(eta.items())
+    }
+
+  return by_label
+
+
+def _dot(gradient: jax.Array, tangents: jax.Array) -> jax.Array:
+  """One leaf's share of g . Z for each direction, [k]."""
+  return jax.vmap(lambda z: jnp.sum(gradient * z))(tangents)

@@ -1,0 +1,90 @@
+"""Names to things: classes and factories, their arguments checked first."""
+
+from collections.abc import Callable, Mapping
+import importlib
+import inspect
+from typing import Any
+
+import optax
+
+from metalr_flax import errors
+
+
+def find_class(field: str, name: str, known: Mapping[str, type]) -> type:
+  """The class a config names: of this package, or the user's own."""
+  if name in known:
+    return known[name]
+  cls = find(field, name)
+  if not isinstance(cls, type):
+    raise errors.ConfigError(
+      f'{field}={name}: is a {type(cls).__name__}, not a class; name a class'
+    )
+  return cls
+
+
+def find_factory(field: str, name: str) -> Callable:
+  """The function that makes an optimizer: optax's, or the user's own."""
+  return find(field, name) if ':' in name else getattr(optax, name)
+
+
+def find(field: str, name: str) -> Any:
+  """What `package.module:Name` stands for."""
+  module_name, _, class_name = name.partition(':')
+  try:
+    return getattr(importlib.import_module(module_name), class_name)
+  except (ImportError, AttributeError) as error:
+    raise errors.ConfigError(
+      f'{field}={name}: cannot be imported ({error}); check the name, and that '
+      f'its folder is the current one or on PYTHONPATH'
+    ) from error
+
+
+def construct(field: str, cls: type, arguments: dict[str, Any]) -> Any:
+  """An instance of `cls`; what it says against its arguments is an error line.
+
+  A TypeError from inside the user's own constructor keeps its traceback: there
+  it is a bug to be found, here it is a value of the wrong type.
+  """
+  check_arguments(field, cls, arguments)
+  ours = cls.__module__.startswith('metalr_flax.')
+  refusals = (ValueError, TypeError, OverflowError) if ours else ValueError
+  try:
+    return cls(**arguments)
+  except refusals as error:
+    raise errors.ConfigError(
+      f'{field}: {cls.__name__} refuses its arguments ({error}); change them'
+    ) from error
+
+
+def check_arguments(
+  field: str, function: Callable, arguments: Mapping[str, Any]
+) -> None:
+  """Refuses arguments that a function does not have, or lacks."""
+  try:
+    signature_of(function).bind(**arguments)
+  except TypeError as error:
+    raise errors.ConfigError(
+      f'{field}: {function.__name__}: {error}; its arguments are '
+      f'{signature_of(function)}'
+    ) from error
+
+
+def signature_of(function: Callable) -> inspect.Signature:
+  """The arguments to call with; of a class its constructor's."""
+  if not isinstance(function, type):
+    return inspect.signature(function)
+  # NNX's metaclass hides the signature of the class itself.
+  constructor = function.__init__  # type: ignore[misc]
+  if constructor is object.__init__:
+    return inspect.Signature()
+  _, *arguments = inspect.signature(constructor).parameters.values()
+  return inspect.Signature(arguments)
+
+
+def as_tuples(value: Any) -> Any:
+  """JSON's lists as tuples: NNX takes a list attribute for modules."""
+  if isinstance(value, Mapping):
+    return {key: as_tuples(item) for key, item in value.items()}
+  if isinstance(value, list):
+    return tuple(as_tuples(item) for item in value)
+  return value

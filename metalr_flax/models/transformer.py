@@ -1,0 +1,174 @@
+"""A small decoder-only transformer for language modelling.
+
+Shape legend: B batch, T tokens, D d_model, H heads, V vocab_size.
+"""
+
+import chex
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+
+class Attention(nnx.Module):
+  """Causal self-attention with rotary positions.
+
+  Attributes:
+    qkv: queries, keys and values of all heads in one product, no biases.
+    out: mixes the heads.
+    num_heads: H.
+  """
+
+  def __init__(self, d_model: int, *, num_heads: int, rngs: nnx.Rngs):
+    """Builds the layers.
+
+    Args:
+      d_model: D, a multiple of 2 H.
+      num_heads: H.
+      rngs: the source of the initial weights.
+    """
+    self.num_heads = num_heads
+    self.qkv = nnx.Linear(d_model, 3 * d_model, use_bias=False, rngs=rngs)
+    self.out = nnx.Linear(d_model, d_model, use_bias=False, rngs=rngs)
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Maps `[B, T, D]` to `[B, T, D]`."""
+    batch, length, width = x.shape
+    heads = (batch, length, self.num_heads, width // self.num_heads)
+    q, k, v = (
+      part.reshape(heads) for part in jnp.split(self.qkv(x), 3, axis=-1)
+    )
+    mixed = jax.nn.dot_product_attention(
+      rotate(q), rotate(k), v, is_causal=True
+    )
+    return self.out(mixed.reshape(x.shape))
+
+
+class Block(nnx.Module):
+  """Attention, then a perceptron on each token; both pre-norm and residual.
+
+  Attributes:
+    norms: one before each of the two parts.
+    attention: the part that looks at other tokens.
+    up, down: the perceptron's layers, with GELU between them.
+    dropout: on what the parts add, None where its rate is 0.
+  """
+
+  def __init__(
+    self,
+    d_model: int,
+    *,
+    num_heads: int,
+    d_ff: int,
+    dropout: float,
+    rngs: nnx.Rngs,
+  ):
+    """Builds the layers; the arguments are `Transformer`'s."""
+    self.norms = nnx.List(nnx.RMSNorm(d_model, rngs=rngs) for _ in range(2))
+    self.attention = Attention(d_model, num_heads=num_heads, rngs=rngs)
+    self.up = nnx.Linear(d_model, d_ff, use_bias=False, rngs=rngs)
+    self.down = nnx.Linear(d_ff, d_model, use_bias=False, rngs=rngs)
+    self.dropout = nnx.Dropout(dropout, rngs=rngs) if dropout else None
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Maps `[B, T, D]` to `[B, T, D]`."""
+    x = x + self._dropped(self.attention(self.norms[0](x)))
+    hidden = jax.nn.gelu(self.up(self.norms[1](x)))
+    return x + self._dropped(self.down(hidden))
+
+  def _dropped(self, x: jax.Array) -> jax.Array:
+    return x if self.dropout is None else self.dropout(x)
+
+
+class Transformer(nnx.Module):
+  """Next-token logits; one matrix embeds the tokens and reads them out.
+
+  Pre-norm with RMSNorm, rotary positions, tied embeddings (Press and Wolf
+  2017, https://arxiv.org/abs/1608.05859), no biases.
+
+  Attributes:
+    embedding: `[V, D]`; std 0.02 as in GPT-2, so that the first predictions
+      are nearly uniform.
+    blocks: `num_layers` of them.
+    norm: before the output.
+  """
+
+  def __init__(
+    self,
+    *,
+    vocab_size: int,
+    d_model: int,
+    num_heads: int,
+    num_layers: int,
+    d_ff: int | None = None,
+    dropout: float = 0.0,
+    rngs: nnx.Rngs,
+  ):
+    """Builds the layers.
+
+    Args:
+      vocab_size: V, tokens are 0 .. V - 1.
+      d_model: D, a multiple of 2 H: a head's width must be even.
+      num_heads: H.
+      num_layers: blocks.
+      d_ff: width inside the perceptrons; 4 D unless given.
+      dropout: share of what each part adds that training drops, in [0, 1).
+      rngs: the source of the initial weights, and of the dropout's stream.
+
+    Raises:
+      ValueError: for an argument outside these.
+    """
+    if d_model % (2 * num_heads):
+      raise ValueError(
+        f'd_model={d_model}: must be a multiple of 2 * num_heads = '
+        f'{2 * num_heads}'
+      )
+    if not 0 <= dropout < 1:
+      raise ValueError(f'dropout={dropout}: must be in [0, 1)')
+    # Not nnx.Embed: it computes in its weights' first dtype, float32, whatever
+    # they are cast to for a check in float64.
+    initial = nnx.initializers.normal(0.02)
+    self.embedding = nnx.Param(initial(rngs.params(), (vocab_size, d_model)))
+    self.blocks = nnx.List(
+      Block(
+        d_model,
+        num_heads=num_heads,
+        d_ff=d_ff or 4 * d_model,
+        dropout=dropout,
+        rngs=rngs,
+      )
+      for _ in range(num_layers)
+    )
+    self.norm = nnx.RMSNorm(d_model, rngs=rngs)
+
+  def __call__(self, tokens: jax.Array) -> jax.Array:
+    """Maps tokens `[B, T]`, int32, to logits `[B, T, V]`, float32."""
+    chex.assert_rank(tokens, 2)
+    embedding = self.embedding[...]
+    x = jnp.take(embedding, tokens, axis=0)
+    for block in self.blocks:
+      x = block(x)
+    return self.norm(x) @ embedding.T
+
+
+def rotate(x: jax.Array, *, base: float = 10_000.0) -> jax.Array:
+  """Rotary position embedding: token t's pairs of features turned by t * freq.
+
+  The dot product of two rotated vectors then depends on their positions by the
+  difference alone (Su et al. 2021, https://arxiv.org/abs/2104.09864).
+
+  Args:
+    x: `[B, T, H, F]`, F even; features i and i + F / 2 are a pair.
+    base: the pairs' frequencies fall from 1 towards 1 / base, radians a token.
+
+  Returns:
+    The rotated features, of x's shape and dtype.
+  """
+  length, width = x.shape[1], x.shape[-1]
+  exponents = jnp.arange(0, width, 2, dtype=x.dtype) / width
+  positions = jnp.arange(length, dtype=x.dtype)
+  angles = jnp.outer(positions, base**-exponents)[None, :, None, :]
+  cos, sin = jnp.cos(angles), jnp.sin(angles)
+  first, second = jnp.split(x, 2, axis=-1)
+  return jnp.concatenate(
+    [first * cos - second * sin, second * cos + first * sin], axis=-1
+  )

@@ -1,0 +1,118 @@
+r"""Finite and correct derivatives of an optimizer where its formula has none.
+
+Adam's update divides by sqrt(v). Where a parameter's gradient has always been
+exactly zero (a dead ReLU, a blank pixel, an unused embedding row), v = 0: the
+update is 0 and so is its derivative, but the chain rule meets the infinite
+slope of the square root and makes 0 * inf = NaN of it. The same happens in the
+branch that a `where` does not take.
+
+`safely` runs a function's own operations, unchanged, so its values are the same
+bit for bit; only the derivative of an elementary operation at a point where it
+is singular is taken as 0. This is right wherever what flows into that point
+does not move, to first order, as is the case in all of these optimizers: v and
+its derivative are zero together. No other NaN is touched: one that comes out
+of a loss stays a NaN.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+from jax.custom_derivatives import SymbolicZero
+from jax.extend import core
+import jax.numpy as jnp
+
+# The partial derivatives of each elementary operation that has a singularity:
+# (output, inputs..., **params) -> one for each input, None where it is not
+# differentiable in that input's dtype.
+_PARTIALS: dict[str, Callable[..., tuple]] = {
+  'sqrt': lambda y, x, **_: (0.5 / y,),
+  'rsqrt': lambda y, x, **_: (-0.5 * y / x,),
+  'cbrt': lambda y, x, **_: (y / x / 3,),
+  'log': lambda y, x, **_: (1 / x,),
+  'log1p': lambda y, x, **_: (1 / (1 + x),),
+  'div': lambda y, a, b, **_: (1 / b, -y / b),
+  # RAdam multiplies by the root of a negative number where it is not used.
+  'mul': lambda y, a, b, **_: (b, a),
+  'integer_pow': lambda z, x, *, y: (y * jax.lax.integer_pow(x, y - 1),),
+  'pow': lambda z, x, y, **_: (_power_slope(x, y), z * jnp.log(x)),
+}
+_CALLS = ('jit', 'pjit', 'closed_call', 'core_call')
+
+
+def safely(function: Callable[..., Any]) -> Callable[..., Any]:
+  """`function` with the same values, and derivatives that are finite.
+
+  Args:
+    function: of pytrees of arrays, e.g. an optimizer's `update`.
+
+  Returns:
+    A function of the same arguments and result.
+  """
+
+  def safe(*args: Any) -> Any:
+    closed, shape = jax.make_jaxpr(function, return_shape=True)(*args)
+    leaves = _evaluate(closed.jaxpr, closed.consts, jax.tree.leaves(args))
+    return jax.tree.unflatten(jax.tree.structure(shape), leaves)
+
+  return safe
+
+
+def _evaluate(
+  jaxpr: Any, consts: Sequence[Any], args: Sequence[Any]
+) -> list[Any]:
+  """Runs a jaxpr, its singular operations exchanged for safe ones."""
+  values = dict(zip(jaxpr.constvars, consts, strict=True))
+  values |= dict(zip(jaxpr.invars, args, strict=True))
+
+  def read(atom: Any) -> Any:
+    return atom.val if isinstance(atom, core.Literal) else values[atom]
+
+  for eqn in jaxpr.eqns:
+    outs = _apply(eqn, [read(v) for v in eqn.invars])
+    values |= dict(zip(eqn.outvars, outs, strict=True))
+  return [read(v) for v in jaxpr.outvars]
+
+
+def _apply(eqn: Any, args: list[Any]) -> Sequence[Any]:
+  name, params = eqn.primitive.name, eqn.params
+  if name in _PARTIALS:
+    return [_safe_operation(eqn.primitive, params, args)]
+  if name in _CALLS:
+    inner = params.get('jaxpr', params.get('call_jaxpr'))
+    return _evaluate(inner.jaxpr, inner.consts, args)
+  if name == 'cond':
+    index, *operands = args
+    branches = [
+      lambda *xs, b=b: _evaluate(b.jaxpr, b.consts, xs)
+      for b in params['branches']
+    ]
+    return jax.lax.switch(index, branches, *operands)
+  outs = eqn.primitive.bind(*args, **eqn.primitive.get_bind_params(params))
+  return outs if eqn.primitive.multiple_results else [outs]
+
+
+def _safe_operation(
+  primitive: Any, params: dict[str, Any], args: list[Any]
+) -> Any:
+  @jax.custom_jvp
+  def operation(*args: Any) -> Any:
+    return primitive.bind(*args, **params)
+
+  def rule(primals: tuple, tangents: tuple) -> tuple[Any, Any]:
+    out = primitive.bind(*primals, **params)
+    partials = _PARTIALS[primitive.name](out, *primals, **params)
+    terms = [
+      jnp.where(jnp.isfinite(slope), slope, 0) * tangent
+      for slope, tangent in zip(partials, tangents, strict=True)
+      if not isinstance(tangent, SymbolicZero)
+    ]
+    return out, sum(terms[1:], terms[0])
+
+  operation.defjvp(rule, symbolic_zeros=True)
+  return operation(*args)
+
+
+def _power_slope(x: jax.Array, y: jax.Array) -> jax.Array:
+  exponent = jnp.asarray(y, x.dtype)
+  return exponent * jax.lax.pow(x, exponent - 1)

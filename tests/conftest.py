@@ -1,0 +1,13 @@
+"""A strict session: warnings are errors, and no silent broadcasting."""
+
+import jax
+import pytest
+
+jax.config.update('jax_numpy_rank_promotion', 'raise')
+
+
+@pytest.fixture
+def x64():
+  """Derivatives are checked in float64."""
+  with jax.enable_x64(True):
+    yield

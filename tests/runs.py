@@ -1,0 +1,108 @@
+"""Real runs of the real program, and what they left behind."""
+
+import csv
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+
+from metalr_flax import build
+from metalr_flax import checkpoint
+from metalr_flax import cli
+from metalr_flax import interrupts
+from metalr_flax import launch
+from metalr_flax import workdir as workdir_lib
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+def command(workdir, config='default', **fields):
+  """The arguments of a run; dots in field names are written as `__`."""
+  overrides = [
+    f'--config.{name.replace("__", ".")}={value}'
+    for name, value in fields.items()
+  ]
+  path = ROOT / 'configs' / f'{config}.py'
+  return [f'--config={path}', f'--workdir={workdir}', *overrides]
+
+
+def run_here(workdir, config='default', **fields):
+  """Trains in this process."""
+  arguments = cli.parse(
+    'metalr_flax.main', command(workdir, config, **fields), ''
+  )
+  launch.run(
+    arguments.config,
+    arguments.workdir,
+    command=arguments.command,
+    stop=interrupts.StopRequest(),
+  )
+
+
+def environment():
+  paths = [str(ROOT), str(ROOT / 'tests'), os.environ.get('PYTHONPATH', '')]
+  return {**os.environ, 'PYTHONPATH': os.pathsep.join(paths).rstrip(':')}
+
+
+def start(workdir, config='default', **fields):
+  """Starts a training process."""
+  return subprocess.Popen(
+    [
+      sys.executable,
+      '-m',
+      'metalr_flax.main',
+      *command(workdir, config, **fields),
+    ],
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+    cwd=ROOT,
+    env=environment(),
+  )
+
+
+def run(workdir, config='default', *, status=0, **fields):
+  """Trains in a process of its own; returns stdout and stderr."""
+  process = start(workdir, config, **fields)
+  stdout, stderr = process.communicate(timeout=300)
+  assert process.returncode == status, stderr
+  return stdout, stderr
+
+
+def newest_state(workdir):
+  """The leaves of a run's newest checkpoint, by path, as NumPy arrays."""
+  config = workdir_lib.read_config(workdir)
+  with build.randomness(config):
+    template = build.build(config).init_state()
+    found = checkpoint.find_newest(workdir / workdir_lib.STATE, template)
+  leaves = jax.tree_util.tree_leaves_with_path(found.state)
+  return {
+    jax.tree_util.keystr(path): np.asarray(
+      jax.random.key_data(leaf)
+      if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+      else leaf
+    )
+    for path, leaf in leaves
+  }
+
+
+def rows(workdir):
+  """The cells of metrics.csv as written, rates left out."""
+  with open(workdir / workdir_lib.METRICS, newline='') as file:
+    table = list(csv.DictReader(file))
+  return [
+    {k: v for k, v in row.items() if not k.startswith('perf/')} for row in table
+  ]
+
+
+def assert_same_run(one, other):
+  """Both runs ended in the same bits and wrote the same rows."""
+  assert rows(one) == rows(other)
+  state, expected = newest_state(one), newest_state(other)
+  assert state.keys() == expected.keys()
+  for name, leaf in state.items():
+    assert leaf.dtype == expected[name].dtype, name
+    assert leaf.tobytes() == expected[name].tobytes(), name

@@ -1,0 +1,418 @@
+"""The engine: every optimizer, hyperparameter and estimator of the table."""
+
+import dataclasses
+import functools
+import re
+
+import cases
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from metalr_flax import forward
+from metalr_flax import hyperparams
+from metalr_flax import inner
+from metalr_flax import meta_gradient
+from metalr_flax import optimizers
+from metalr_flax import outer
+
+Estimator = meta_gradient.Estimator
+EXACT = {
+  'reverse': Estimator(),
+  'reverse_step': Estimator(remat='step'),
+  'reverse_sqrt': Estimator(remat='sqrt'),
+  'forward': Estimator(kind='forward'),
+}
+by_case = pytest.mark.parametrize('case', cases.CASES, ids=lambda c: c.name)
+
+
+def finite_difference(parts, state, objective='held_out', h=1e-3):
+  """Central, of fourth order, float64: for each eta, and the loss itself."""
+  estimator = Estimator(objective=objective)
+  loss = jax.jit(
+    lambda eta: meta_gradient.run_window(
+      estimator, eta, state.inner, state.data_state, parts
+    )[0]
+  )
+  leaves, treedef = jax.tree.flatten(state.eta)
+
+  def at(i, d):
+    moved = [v + d * (j == i) for j, v in enumerate(leaves)]
+    return loss(jax.tree.unflatten(treedef, moved))
+
+  return [
+    (8 * (at(i, h) - at(i, -h)) - (at(i, 2 * h) - at(i, -2 * h))) / (12 * h)
+    for i in range(len(leaves))
+  ], loss(state.eta)
+
+
+def assert_equals_difference(gradient, differences, loss):
+  for g, d in zip(jax.tree.leaves(gradient), differences, strict=True):
+    assert jnp.isfinite(g)
+    assert abs(g - d) <= 1e-6 * abs(g) + 1e-12 * max(1, abs(loss))
+
+
+@by_case
+def test_exact_estimators_equal_finite_differences(x64, case):
+  parts, state = cases.start(case, EXACT['reverse'])
+  differences, loss = finite_difference(parts, state)
+  assert all(abs(d) > 1e-9 for d in differences), 'the effect is measurable'
+  # Remat is the same for every optimizer.
+  names = EXACT if case.name == 'adamw' else ('reverse', 'forward')
+  for estimator in (EXACT[name] for name in names):
+    gradient, window = jax.jit(
+      lambda s, e=estimator: e(s.eta, s.inner, s.data_state, {}, parts)
+    )(state)
+    assert_equals_difference(gradient, differences, loss)
+    np.testing.assert_allclose(window.metrics['meta/loss'], loss, rtol=1e-12)
+
+
+@pytest.mark.parametrize('name', ['rmsprop', 'adamw', 'clip_by_global_norm'])
+def test_online_objective_equals_finite_differences(x64, name):
+  parts, state = cases.start(cases.BY_NAME[name], EXACT['reverse'])
+  differences, loss = finite_difference(parts, state, 'online')
+  for kind in ('reverse', 'forward'):
+    estimator = Estimator(kind=kind, objective='online')
+    gradient, _ = estimator(state.eta, state.inner, state.data_state, {}, parts)
+    assert_equals_difference(gradient, differences, loss)
+
+
+GROUPS = {'w1': 'matrix', 'b1': 'vector', 'w2': 'vector', 'embedding': 'vector'}
+
+
+@pytest.mark.parametrize('labels', [GROUPS, 'per_leaf'])
+@pytest.mark.parametrize('name', ['momentum', 'adamw'])
+def test_groups_equal_finite_differences(x64, name, labels):
+  if labels == 'per_leaf':
+    labels = optimizers.label_leaves(cases.params())
+  parts, state = cases.start(
+    cases.BY_NAME[name], EXACT['reverse'], labels=labels
+  )
+  differences, loss = finite_difference(parts, state)
+  assert len(differences) == len(state.eta) * len({*labels.values()})
+  for kind in ('reverse', 'forward'):
+    gradient, _ = Estimator(kind=kind)(
+      state.eta, state.inner, state.data_state, {}, parts
+    )
+    assert_equals_difference(gradient, differences, loss)
+
+
+@pytest.mark.parametrize('name', ['nesterov', 'rmsprop', 'adam', 'lamb'])
+def test_estimators_agree_in_float32(name):
+  case = cases.BY_NAME[name]
+  parts, state = cases.start(case, EXACT['reverse'])
+  gradients = [
+    jax.jit(lambda s, e=e: e(s.eta, s.inner, s.data_state, {}, parts)[0])(state)
+    for e in (EXACT['reverse'], EXACT['forward'])
+  ]
+  for one, other in zip(*map(jax.tree.leaves, gradients), strict=True):
+    assert abs(one - other) <= 1e-5 * abs(one) + 2e-6
+
+
+@by_case
+def test_meta_off_is_plain_optax_bit_for_bit(case):
+  """Also with the derivatives on: they never change a value."""
+  parts, state = cases.start(case, EXACT['reverse'])
+  factory = case.factory
+  factory = getattr(optax, factory) if isinstance(factory, str) else factory
+  names = {name: value for name, (_, value) in case.learned.items()}
+  tx = optax.inject_hyperparams(
+    factory,
+    static_args=[*case.fixed, *({*optimizers_arguments(factory)} - {*names})],
+  )(**case.fixed, **{
+    name: float(v) for name, v in
+    hyperparams.constrain(state.eta, parts.bijections).items()
+  })  # fmt: skip
+
+  @jax.jit
+  def plain(params, opt_state, key):
+    def body(carry, _):
+      params, opt_state, key = carry
+      key, batch = cases.next_batch(key)
+      grads = jax.grad(lambda p: cases.loss_fn(p, {}, batch)[0])(params)
+      updates, opt_state = tx.update(grads, opt_state, params)
+      return (optax.apply_updates(params, updates), opt_state, key), None
+
+    return jax.lax.scan(body, (params, opt_state, key), length=5)[0]
+
+  expected, _, _ = plain(state.params, tx.init(state.params), state.data_state)
+  derived = [EXACT['forward'], EXACT['reverse']] * (case.name == 'radam')
+  for estimator in [Estimator(kind='none'), *derived]:
+    _, window = jax.jit(
+      lambda s, e=estimator: e(s.eta, s.inner, s.data_state, {}, parts)
+    )(state)
+    for name, value in window.inner.params.items():
+      if estimator.kind == 'none':
+        assert value.tobytes() == expected[name].tobytes(), name
+      else:  # another program: XLA may fuse it otherwise
+        np.testing.assert_allclose(value, expected[name], rtol=2e-5, atol=1e-6)
+
+
+def optimizers_arguments(factory):
+  import inspect
+
+  return inspect.signature(factory).parameters
+
+
+def test_a_nan_of_the_loss_stays_a_nan():
+  case = cases.BY_NAME['adam_defaults']
+  parts, state = cases.start(case, EXACT['reverse'])
+
+  def broken(params, model_state, batch):
+    loss, aux = cases.loss_fn(params, model_state, batch)
+    return loss + jnp.sqrt(params['b1'][0] - params['b1'][0]), aux
+
+  parts = dataclasses.replace(parts, loss_fn=broken, meta_loss_fn=broken)
+  for estimator in (EXACT['reverse'], EXACT['forward']):
+    gradient, _ = estimator(state.eta, state.inner, state.data_state, {}, parts)
+    assert jnp.isnan(gradient['learning_rate'])
+
+
+def test_zero_tangents_are_neither_carried_nor_computed():
+  def moving(name, estimator):
+    parts, state = cases.start(cases.BY_NAME[name], estimator)
+    return forward.find_moving(
+      state.eta,
+      state.inner,
+      state.data_state,
+      parts,
+      estimator.grad_fn(parts.loss_fn),
+    )
+
+  exact, none = EXACT['forward'], Estimator(kind='forward', curvature='none')
+  leaves = {'b1', 'embedding', 'w1', 'w2'}
+  params = {f'params/{leaf}' for leaf in leaves}
+  assert {*moving('sgd', exact)} == params
+  # Without the Hessian the moments do not depend on the learning rate.
+  assert {*moving('adam_defaults', none)} == params
+  assert len(moving('adam_defaults', exact)) == 3 * len(leaves)
+
+
+def test_no_second_order_work_is_left_without_curvature():
+  """Matrix products in the compiled program: those of plain training."""
+
+  def products(estimator):
+    parts, state = cases.start(cases.BY_NAME['adam_defaults'], estimator)
+    step = functools.partial(
+      outer.outer_step,
+      problem=parts,
+      meta_tx=optax.sgd(0.1),
+      estimator=estimator,
+    )
+    text = jax.jit(step).lower(state).compile().as_text()
+    return len(re.findall(r'\bdot\(|custom-call\(', text))
+
+  online = functools.partial(
+    Estimator, kind='forward', objective='online', discount=0.9
+  )
+  plain = products(Estimator(kind='none'))
+  assert products(online(curvature='none')) == plain
+  assert products(online(curvature='exact')) > plain
+
+
+def test_without_curvature_one_tree_serves_all_groups():
+  labels = optimizers.label_leaves(cases.params())
+  estimator = Estimator(kind='forward', curvature='none', discount=0.9)
+  case = cases.BY_NAME['momentum']
+  parts, state = cases.start(case, estimator, labels=labels)
+  assert all(len(z) == 2 for z in state.tangents.values())  # rate, momentum
+  # And it is the gradient that separate trees, or reverse mode, would give.
+  fresh = Estimator(kind='forward', curvature='none')
+  reverse = Estimator(curvature='none')
+  one, other = (
+    jax.jit(lambda s, e=e: e(s.eta, s.inner, s.data_state, {}, parts)[0])(state)
+    for e in (fresh, reverse)
+  )
+  for a, b in zip(*map(jax.tree.leaves, (one, other)), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize('curvature', ['none', 'subsample'])
+@pytest.mark.parametrize('objective', ['held_out', 'online'])
+def test_approximations_agree_between_modes(x64, curvature, objective):
+  estimators = [
+    Estimator(kind=kind, curvature=curvature, objective=objective)
+    for kind in ('reverse', 'forward')
+  ]
+  parts, state = cases.start(cases.BY_NAME['adamw'], estimators[0])
+  one, other = (
+    e(state.eta, state.inner, state.data_state, {}, parts)[0]
+    for e in estimators
+  )
+  for a, b in zip(*map(jax.tree.leaves, (one, other)), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-9)
+
+
+def test_subsample_of_the_whole_batch_is_exact(x64):
+  whole = Estimator(kind='forward', curvature='subsample', subsample=1.0)
+  parts, state = cases.start(cases.BY_NAME['adamw'], whole)
+  one, other = (
+    e(state.eta, state.inner, state.data_state, {}, parts)[0]
+    for e in (whole, EXACT['forward'])
+  )
+  for a, b in zip(*map(jax.tree.leaves, (one, other)), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-9)
+
+
+def test_tangents_kept_across_windows_are_one_long_window(x64):
+  """gamma = 1 and fixed eta: three windows of 4 are one window of 12."""
+  kept = Estimator(kind='forward', discount=1.0)
+  case = cases.BY_NAME['adamw']
+  frozen = optax.sgd(0.0)
+  parts, state = cases.start(case, kept, unroll_length=4, meta_tx=frozen)
+  parts = dataclasses.replace(
+    parts, next_meta_batch=lambda key: (key, cases.next_batch(key)[1])
+  )
+  for _ in range(3):
+    gradient, window = kept(
+      state.eta, state.inner, state.data_state, state.tangents, parts
+    )
+    state = state.replace(
+      params=window.inner.params,
+      opt_state=window.inner.opt_state,
+      data_state=window.data_state,
+      tangents=window.tangents,
+    )
+  _, fresh = cases.start(case, kept, unroll_length=12)
+  long = dataclasses.replace(parts, unroll_length=12)
+  expected, _ = EXACT['reverse'](
+    fresh.eta, fresh.inner, fresh.data_state, {}, long
+  )
+  for a, b in zip(*map(jax.tree.leaves, (gradient, expected)), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-9)
+
+
+def test_discount_multiplies_once_at_the_windows_start(x64):
+  case = cases.BY_NAME['momentum']
+  half = Estimator(kind='forward', discount=0.5)
+  parts, state = cases.start(case, half)
+  z = jax.tree.map(jnp.ones_like, state.tangents)
+  arguments = state.eta, state.inner, state.data_state
+  one, _ = half(*arguments, z, parts)
+  full = Estimator(kind='forward', discount=1.0)
+  other, _ = full(*arguments, jax.tree.map(lambda t: 0.5 * t, z), parts)
+  for a, b in zip(*map(jax.tree.leaves, (one, other)), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-12)
+
+
+@pytest.mark.parametrize('name', ['b1', 'b2'])
+def test_identically_zero_meta_gradients_are_found(name):
+  learned = {**cases.RATE, name: ('one_minus_log', 0.9)}
+  case = cases.Case('lion', 'lion', learned)
+  parts, state = cases.start(case, EXACT['reverse'])
+  inert = EXACT['reverse'].find_inert(
+    state.eta, state.inner, state.data_state, parts
+  )
+  assert inert == [name]
+
+
+def test_nothing_that_works_is_called_inert():
+  for case in cases.CASES:
+    parts, state = cases.start(case, EXACT['reverse'])
+    for estimator in (EXACT['forward'], Estimator(curvature='none')):
+      inert = estimator.find_inert(
+        state.eta, state.inner, state.data_state, parts
+      )
+      assert not inert, case.name
+
+
+def _with_custom_vjp(forward_pass):
+  @jax.custom_vjp
+  def square(x):
+    return x**2
+
+  square.defvjp(
+    lambda x: (forward_pass(square, x), x), lambda x, g: (2 * x * g,)
+  )
+
+  def loss_fn(params, model_state, batch):
+    loss, aux = cases.loss_fn(params, model_state, batch)
+    return square(loss), aux
+
+  parts, state = cases.start(cases.BY_NAME['sgd'], EXACT['reverse'])
+  parts = dataclasses.replace(parts, loss_fn=loss_fn)
+  return state.eta, state.inner, state.data_state, {}, parts
+
+
+def test_custom_vjp_says_what_to_use_instead():
+  """Wherever the derivative of its value itself is needed."""
+  arguments = _with_custom_vjp(lambda square, x: square(x))
+  with pytest.raises(TypeError, match=r"use meta\.estimator 'reverse'"):
+    Estimator(kind='forward', objective='online')(*arguments)
+  reverse = Estimator(objective='online')
+  assert jnp.isfinite(reverse(*arguments)[0]['learning_rate'])
+
+
+@pytest.mark.parametrize('calls_itself', [False, True])
+def test_custom_vjp_that_jax_can_push_through_is_right(x64, calls_itself):
+  """Its rules are plain JAX: their own derivatives are what is needed."""
+  arguments = _with_custom_vjp(
+    lambda square, x: square(x) if calls_itself else x**2
+  )
+  one, other = (
+    EXACT[kind](*arguments)[0]['learning_rate']
+    for kind in ('forward', 'reverse')
+  )
+  np.testing.assert_allclose(one, other, rtol=1e-9)
+
+
+def test_bfloat16_parameters_keep_float32_hyperparameters():
+  parts, state = cases.start(cases.BY_NAME['adam'], EXACT['forward'])
+  half = jax.tree.map(lambda p: p.astype(jnp.bfloat16), state.params)
+  state = state.replace(
+    params=half, opt_state=optimizers.init_state(parts.tx, half)
+  )
+  assert {
+    v.dtype for v in state.opt_state.hyperparams.values()
+  } == {jnp.dtype('float32')}  # fmt: skip
+  for estimator in (EXACT['forward'], EXACT['reverse']):
+    gradient, window = estimator(
+      state.eta, state.inner, state.data_state, {}, parts
+    )
+    assert all(jnp.isfinite(g) for g in gradient.values())
+    assert window.inner.params['w1'].dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize('kind', ['forward', 'reverse', 'none'])
+def test_one_compilation_for_a_run(kind):
+  estimator = Estimator(kind=kind, discount=0.5 * (kind == 'forward'))
+  meta_tx = optax.adam(0.01)
+  parts, state = cases.start(cases.BY_NAME['adamw'], estimator, meta_tx=meta_tx)
+  step = functools.partial(
+    outer.outer_step, problem=parts, meta_tx=meta_tx, estimator=estimator
+  )
+  chunk = jax.jit(
+    functools.partial(outer.outer_steps, step_fn=step, max_steps=8)
+  )
+  for count in (8, 3, 1, 8):
+    state, record = chunk(state, np.int32(count))
+    assert record.count == count
+  assert chunk._cache_size() == 1
+
+
+@pytest.mark.parametrize('length', [1, 2, 3, 7, 16])
+def test_remat_covers_every_length(length):
+  case = cases.BY_NAME['momentum']
+  parts, state = cases.start(case, EXACT['reverse'], unroll_length=length)
+  results = [
+    jax.jit(
+      lambda s, r=remat: inner.unroll(
+        s.inner,
+        s.data_state,
+        hyperparams.constrain(s.eta, parts.bijections),
+        grad_fn=EXACT['reverse'].grad_fn(parts.loss_fn),
+        tx=parts.tx,
+        next_batch=parts.next_batch,
+        unroll_length=length,
+        remat=r,
+      )
+    )(state)
+    for remat in ('none', 'step', 'sqrt')
+  ]
+  for other in results[1:]:
+    assert other[2]['loss'].shape == (length,)
+    np.testing.assert_allclose(
+      other[2]['loss'], results[0][2]['loss'], rtol=1e-6
+    )

@@ -1,0 +1,148 @@
+"""The user's own modules and loops, by config alone and by hand."""
+
+import functools
+import json
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import runs
+import users_code
+
+import metalr_flax
+from metalr_flax import errors
+from metalr_flax import records
+
+FIELDS = {
+  'model__name': 'users_code:Net',
+  'model__kwargs': {'width': 16, 'widths': (1, 2)},
+  'task__name': 'users_code:Plane',
+  'task__batch_size': 32,
+  'task__kwargs': {'slopes': (2.0, -1.0)},
+  'inner__learning_rate': 0.003,
+  'num_outer_steps': 60,
+  'eval_every': 30,
+  'checkpoint_every': 30,
+}
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp('own')
+  runs.run_here(workdir, **FIELDS)
+  return workdir
+
+
+def test_own_model_and_task_by_config_alone(trained):
+  columns = records.read(trained / 'metrics.csv')
+  assert columns['train/loss'][-1] < 0.5 * columns['train/loss'][0]
+  assert columns['eval/loss'][-1] < 1
+  assert 'train/largest' in columns
+  assert 'eval/largest' in columns
+  assert not np.isnan(columns['meta/loss']).any()
+
+
+def test_load_gives_the_trained_module_ready_to_call(trained):
+  model, config, schedule = metalr_flax.load(trained)
+  assert isinstance(model, users_code.Net)
+  assert config.inner.learning_rate == 0.003
+  # In evaluation mode: the same on every call, and the metrics agree.
+  batches = users_code.Plane(1, slopes=(2.0, -1.0)).eval_batches()
+  errors_ = [model(b['x']) - b['y'] for b in batches]
+  again = [model(b['x']) - b['y'] for b in batches]
+  for one, two in zip(errors_, again, strict=True):
+    np.testing.assert_array_equal(one, two)
+  results = json.loads((trained / 'results.json').read_text())
+  loss = jnp.mean(jnp.concatenate(errors_) ** 2)
+  np.testing.assert_allclose(results['eval/loss'], loss, rtol=1e-5)
+  value = records.read(trained / 'metrics.csv')['hyperparams/learning_rate']
+  assert float(schedule(10**6)) == value[-1]
+
+
+def test_resume_with_dropout_and_batch_norm_is_bit_exact(trained, tmp_path):
+  runs.run_here(tmp_path, **{**FIELDS, 'num_outer_steps': 41})
+  runs.run_here(tmp_path, **FIELDS)
+  runs.assert_same_run(tmp_path, trained)
+
+
+def test_batch_norm_averages_move_in_the_inner_loop_alone(trained):
+  state = runs.newest_state(trained)
+  calls = next(v for k, v in state.items() if 'calls' in k)
+  assert calls == 60 * 6  # once for each inner update, not for the outer loss
+  drawn = next(v for k, v in state.items() if 'drawn' in k)
+  assert drawn == 60 * 7
+
+
+def test_duck_typed_task(tmp_path):
+  own = {'task__name': 'users_code:Bare', 'task__kwargs': {}}
+  runs.run_here(tmp_path, **{**FIELDS, **own, 'num_outer_steps': 5})
+  columns = records.read(tmp_path / 'metrics.csv')
+  assert not any(key.startswith('eval/') for key in columns)
+
+
+@pytest.mark.parametrize(
+  ('fields', 'names'),
+  [
+    ({'model__name': 'users_code:Nope'}, 'model.name=users_code:Nope'),
+    ({'model__name': 'nowhere:Net'}, 'model.name=nowhere:Net'),
+    (
+      {'model__name': 'users_code:NotAModule', 'model__kwargs': {}},
+      'nnx.Module',
+    ),
+    ({'model__kwargs': {'widht': 16}}, 'model.kwargs'),
+    ({'task__kwargs': {}}, 'task.kwargs'),
+    ({'task__name': 'users_code:NotAModule'}, 'task'),
+    ({'task__path': 'some.txt'}, 'path'),
+  ],
+)
+def test_refusals_come_before_anything_is_written(tmp_path, fields, names):
+  workdir = tmp_path / 'new'
+  with pytest.raises(errors.ConfigError, match=names):
+    runs.run_here(workdir, **{**FIELDS, **fields})
+  assert not workdir.exists()
+
+
+def test_own_loop_over_the_pure_functions():
+  """What docs/own_loop.md shows."""
+  task = users_code.Plane(32, slopes=(2.0, -1.0))
+  parts = metalr_flax.split(users_code.Net(16, rngs=nnx.Rngs(0)))
+  problem = metalr_flax.Problem(
+    loss_fn=metalr_flax.make_loss_fn(parts.train, task.loss),
+    meta_loss_fn=metalr_flax.make_loss_fn(parts.meta, task.loss),
+    next_batch=task.next,
+    next_meta_batch=task.next_meta,
+    tx=metalr_flax.make_injected(
+      'rmsprop', {'learning_rate': 1e-3}, ['learning_rate']
+    ),
+    bijections={'learning_rate': 'sigmoid'},
+    unroll_length=5,
+  )
+  meta_tx = optax.adam(0.05)
+  state = metalr_flax.init_state(
+    problem,
+    params=parts.params,
+    model_state=parts.model_state,
+    data_state=task.init(jax.random.key(0)),
+    hyperparams={'learning_rate': 1e-3},
+    meta_tx=meta_tx,
+  )
+  step = jax.jit(
+    functools.partial(metalr_flax.outer_step, problem=problem, meta_tx=meta_tx)
+  )
+  first = None
+  for _ in range(40):
+    state, metrics = step(state)
+    first = metrics if first is None else first
+  assert step._cache_size() == 1
+  assert metrics['train/loss'] < 0.5 * first['train/loss']
+  assert metrics['hyperparams/learning_rate'] > 2e-3  # it had begun too low
+  model = parts.eval.merge(state.params, state.model_state)
+  assert model(jnp.ones((4, 2))).shape == (4,)
+
+
+def test_load_refuses_what_is_no_run(tmp_path):
+  with pytest.raises(errors.WorkdirError, match=r'config\.json'):
+    metalr_flax.load(tmp_path)

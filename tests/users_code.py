@@ -1,0 +1,75 @@
+"""A user's own model and task, as they would write them."""
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+from metalr_flax import tasks
+
+
+class Net(nnx.Module):
+  """BatchNorm and Dropout, a list of modules and a buffer of its own."""
+
+  def __init__(self, width, *, widths=(3,), rngs):
+    self.hidden = nnx.Linear(2, width, rngs=rngs)
+    self.norm = nnx.BatchNorm(width, rngs=rngs)
+    self.dropout = nnx.Dropout(0.1, rngs=rngs)
+    self.heads = nnx.List([nnx.Linear(width, 1, rngs=rngs) for _ in widths])
+    self.widths = widths
+    self.calls = nnx.Variable(jnp.zeros((), jnp.int32))
+
+  def __call__(self, x):
+    self.calls[...] = self.calls[...] + 1
+    h = self.dropout(jax.nn.relu(self.norm(self.hidden(x))))
+    return sum(head(h) for head in self.heads)[..., 0]
+
+
+class Plane(tasks.Task):
+  """y = a . x + noise."""
+
+  def __init__(self, batch_size, *, slopes):
+    self.batch_size = batch_size
+    self.slopes = jnp.asarray(slopes)
+
+  def init(self, rng):
+    return {'rng': rng, 'drawn': jnp.zeros((), jnp.int32)}
+
+  def next(self, data_state):
+    rng, key = jax.random.split(data_state['rng'])
+    x = jax.random.normal(key, (self.batch_size, 2))
+    batch = {'x': x, 'y': x @ self.slopes}
+    return {'rng': rng, 'drawn': data_state['drawn'] + 1}, batch
+
+  def loss(self, model, batch):
+    error = model(batch['x']) - batch['y']
+    return jnp.mean(error**2), {'largest': jnp.max(jnp.abs(error))}
+
+  def eval_batches(self):
+    x = jnp.stack([jnp.linspace(-1, 1, 30), jnp.linspace(1, 0, 30)], axis=-1)
+    whole = {'x': x, 'y': x @ self.slopes}
+    return [
+      {k: v[:20] for k, v in whole.items()},
+      {k: v[20:] for k, v in whole.items()},
+    ]
+
+
+class Bare:
+  """Duck-typed: no base class, no batch_size, the three methods alone."""
+
+  def init(self, rng):
+    return rng
+
+  def next(self, data_state):
+    rng, key = jax.random.split(data_state)
+    x = jax.random.normal(key, (8, 2))
+    return rng, {'x': x, 'y': jnp.sum(x, axis=-1)}
+
+  def loss(self, model, batch):
+    return jnp.mean((model(batch['x']) - batch['y']) ** 2), {}
+
+
+class NotAModule:
+  """Refused: a model is an nnx.Module."""
+
+  def __init__(self, *, rngs):
+    pass
