@@ -43,7 +43,7 @@ def get_config() -> config_dict.ConfigDict:
   # learning_rate = sigmoid(eta)
   config.meta.learned = config_dict.ConfigDict({'learning_rate': 'sigmoid'})
   config.meta.unroll_length = 6  # K inner updates, then one held-out batch
-  config.meta.estimator = 'reverse'
+  config.meta.estimator = 'forward'  # exact, in constant memory
   config.meta.remat = 'none'
   config.meta.curvature = 'exact'
   config.meta.subsample = 0.25  # of a batch, where curvature is 'subsample'

@@ -41,6 +41,7 @@ class Experiment:
     init_state: makes the state before the first outer step.
     evaluate: `(params, model_state) -> metrics` on the task's held-out data.
     make_model: `(params, model_state) -> nnx.Module` in evaluation mode.
+    meta_tx: the outer optimizer.
     estimator: how a window is differentiated.
     initial: initial value of every learned hyperparameter, by group label
       where there are groups.
@@ -51,6 +52,7 @@ class Experiment:
   init_state: Callable[[], state_lib.MetaTrainState]
   evaluate: evaluate.EvaluateFn
   make_model: Callable[[Any, Any], nnx.Module]
+  meta_tx: optax.GradientTransformation
   estimator: meta_gradient.Estimator
   initial: dict[str, Any]
 
@@ -84,8 +86,16 @@ def build(config: Config) -> Experiment:
     unroll_length=config['meta']['unroll_length'],
     labels=labels,
   )
-  build_optimizers.check_update(config, problem.tx, split.params)
+  build_optimizers.check_update(
+    'inner.kwargs', config['inner']['optimizer'], problem.tx, split.params
+  )
   meta_tx = build_optimizers.build_meta_tx(config)
+  build_optimizers.check_update(
+    'meta.optimizer',
+    config['meta']['optimizer'],
+    meta_tx,
+    jax.tree.map(jnp.zeros_like, initial),
+  )
   estimator = _build_estimator(config)
   return Experiment(
     problem=problem,
@@ -107,6 +117,7 @@ def build(config: Config) -> Experiment:
       functional.make_loss_fn(split.eval, task.loss), _eval_batches(task)
     ),
     make_model=split.eval.merge,
+    meta_tx=meta_tx,
     estimator=estimator,
     initial=initial,
   )
@@ -163,10 +174,12 @@ def check_learned(
   Raises:
     ConfigError: naming the first of them.
   """
-  if experiment.estimator.kind == 'none':
+  # Each one is traced; a learning rate always does something.
+  asked = {n: v for n, v in state.eta.items() if n != 'learning_rate'}
+  if experiment.estimator.kind == 'none' or not asked:
     return
   inert = experiment.estimator.find_inert(
-    state.eta, state.inner, state.data_state, experiment.problem
+    asked, state.inner, state.data_state, experiment.problem
   )
   if inert:
     raise errors.ConfigError(

@@ -82,20 +82,29 @@ def build_tx(
 
 
 def check_update(
-  config: Config, tx: optax.GradientTransformation, params: Any
+  field: str, name: str, tx: optax.GradientTransformation, params: Any
 ) -> None:
-  """Traces one update: optax looks at its arguments' values only there."""
+  """Traces one update: optax looks at its arguments' values only there.
+
+  Args:
+    field: the config field to blame.
+    name: the optimizer's name.
+    tx: the optimizer.
+    params: what it updates.
+  """
 
   def update(params: Any) -> Any:
     return tx.update(params, tx.init(params), params)
 
   try:
     jax.eval_shape(update, params)
-  except (TypeError, ValueError, OverflowError, AttributeError) as error:
-    name, first = config['inner']['optimizer'], str(error).split('\n')[0]
+  except (
+    TypeError, ValueError, OverflowError, AttributeError, IndexError
+  ) as error:  # fmt: skip
+    first = str(error).split('\n')[0]
     raise errors.ConfigError(
-      f'inner.kwargs: {name} refuses its arguments or the parameters '
-      f'({first}); change them or inner.optimizer'
+      f'{field}: {name} refuses its arguments or the parameters '
+      f'({first}); change them or the optimizer'
     ) from error
 
 

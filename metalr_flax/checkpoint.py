@@ -81,8 +81,10 @@ def set_aside(directory: pathlib.Path, found: Found | None) -> None:
   """
   for step in _steps(directory):
     if found and step > found.step:
-      path = directory / str(step)
-      path.rename(path.with_name(f'{step}.damaged'))
+      path, number = directory / str(step), 1
+      while (aside := path.with_name(f'{step}.damaged{number}')).exists():
+        number += 1
+      path.rename(aside)
 
 
 def _steps(directory: pathlib.Path) -> list[int]:
@@ -173,7 +175,7 @@ def digest(state: Any) -> str:
     array = np.asarray(leaf)
     name = jax.tree_util.keystr(path)
     sha.update(f'{name} {array.dtype} {array.shape}'.encode())
-    sha.update(np.ascontiguousarray(array).data)
+    sha.update(array.tobytes())
   return sha.hexdigest()
 
 

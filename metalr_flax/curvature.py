@@ -53,7 +53,7 @@ def subsample(share: float) -> Callable[[LossFn], GradFn]:
 
     def gradient(params: PyTree, model_state: PyTree, batch: PyTree) -> Any:
       (loss, aux), grads = without(params, model_state, batch)
-      part = jax.tree.map(lambda a: a[: _rows(a, share)], batch)
+      part = jax.tree.map(lambda a: _head(a, share), batch)
       sampled, _ = jax.grad(loss_fn, has_aux=True)(params, model_state, part)
       return (loss, aux), _with_derivative_of(grads, sampled)
 
@@ -62,8 +62,11 @@ def subsample(share: float) -> Callable[[LossFn], GradFn]:
   return make
 
 
-def _rows(array: jax.Array, share: float) -> int:
-  return max(1, round(share * jnp.shape(array)[0]))
+def _head(array: jax.Array, share: float) -> jax.Array:
+  """The first rows; a scalar (a weight, a temperature) is the same for all."""
+  if not jnp.ndim(array):
+    return array
+  return array[: max(1, round(share * jnp.shape(array)[0]))]
 
 
 @jax.custom_jvp
@@ -75,7 +78,7 @@ def _with_slope(loss: jax.Array, grads: PyTree, params: PyTree) -> jax.Array:
 def _slope_rule(primals: tuple, tangents: tuple) -> tuple:
   loss, grads, _ = primals
   terms = [
-    jnp.sum(g * t)
+    jnp.sum(g * t, dtype=jnp.promote_types(t.dtype, jnp.float32))
     for g, t in zip(
       jax.tree.leaves(grads), jax.tree.leaves(tangents[2]), strict=True
     )

@@ -36,7 +36,7 @@ def make_evaluate(
     params: PyTree, model_state: PyTree, batch: PyTree
   ) -> inner.Metrics:
     loss, (_, metrics) = loss_fn(params, model_state, batch)
-    return {'loss': loss, **metrics}
+    return {**metrics, 'loss': loss}
 
   def evaluate(params: PyTree, model_state: PyTree) -> inner.Metrics:
     if not batches:

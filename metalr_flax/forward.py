@@ -53,9 +53,9 @@ def directions(eta: hyperparams_lib.Eta, *, per_group: bool) -> PyTree:
     return jax.tree.unflatten(treedef, list(rows.T))
   return {
     name: jax.tree.map(
-      lambda v, i=i: jnp.zeros(len(eta), v.dtype).at[i].set(1), value
+      lambda v, i=i: jnp.zeros(len(eta), v.dtype).at[i].set(1), eta[name]
     )
-    for i, (name, value) in enumerate(eta.items())
+    for i, name in enumerate(sorted(eta))
   }
 
 
@@ -174,7 +174,8 @@ def push(
 ) -> tuple[PyTree, PyTree, PyTree]:
   """`jax.jvp(..., has_aux=True)` for k tangents at once.
 
-  The primal is computed once: under vmap it does not depend on the direction.
+  Several directions share one linearization, and each is pushed by itself:
+  under vmap XLA:CPU took half as long again for three of them.
 
   Args:
     function: `(*primals) -> (out, aux)`.
@@ -184,14 +185,14 @@ def push(
   Returns:
     out, its tangents [k, ...], and aux.
   """
-
-  def one(tangents: tuple) -> tuple[PyTree, PyTree, PyTree]:
-    return jax.jvp(function, primals, tangents, has_aux=True)
-
-  if jax.tree.leaves(tangents)[0].shape[0] == 1:
-    out, dots, aux = one(jax.tree.map(lambda t: t[0], tangents))
+  count = jax.tree.leaves(tangents)[0].shape[0]
+  rows = [jax.tree.map(lambda t, i=i: t[i], tangents) for i in range(count)]
+  if count == 1:
+    out, dots, aux = jax.jvp(function, primals, rows[0], has_aux=True)
     return out, jax.tree.map(lambda t: t[None], dots), aux
-  return jax.vmap(one, out_axes=(None, 0, None))(tangents)
+  out, linear, aux = jax.linearize(function, *primals, has_aux=True)
+  pushed = [linear(*row) for row in rows]
+  return out, jax.tree.map(lambda *ts: jnp.stack(ts), *pushed), aux
 
 
 def unroll(

@@ -47,13 +47,14 @@ def run(
   Returns:
     dF/deta with eta's structure, and what the window leaves behind.
   """
+  eta_dots = forward.directions(eta, per_group=per_group)
   contract = _make_contract(eta, inner, problem, per_group=per_group)
   inner, data_state, tangents, meta_grads, metrics = forward.unroll(
     eta,
     inner,
     data_state,
     tangents,
-    forward.directions(eta, per_group=per_group),
+    eta_dots,
     problem,
     grad_fn,
     contract if online else None,
@@ -65,7 +66,7 @@ def run(
     meta_loss, grads = _held_out(inner, batch, problem)
     dots = sum(
       (_dot(grads[name], z) for name, z in tangents.items() if name in grads),
-      start=jnp.zeros(()),
+      start=jnp.zeros_like(jax.tree.leaves(eta_dots)[0]),
     )
     meta_grads = contract(dots, grads, tangents)
   window = window_lib.Window(
@@ -146,21 +147,22 @@ def _make_contract(
     labels = forward.leaves_of('params', problem.labels)
 
   def by_label(dots: jax.Array, grads: dict, tangents: forward.Tangents) -> Eta:
-    del dots
-    slopes: dict[str, Any] = dict.fromkeys(labels.values(), 0.0)
+    slopes = dict.fromkeys(labels.values(), jnp.zeros_like(dots))
     for path, z in tangents.items():
       if path in labels:
         slopes[labels[path]] += _dot(grads[path], z)
+    # Sorted, as JAX returns dicts: Z's rows must not depend on who made eta.
     return {
-      name: {label: slopes[label][i] for label in value}
-      if isinstance(value, dict)
+      name: {label: slopes[label][i] for label in eta[name]}
+      if isinstance(eta[name], dict)
       else slopes[''][i]
-      for i, (name, value) in enumerate(eta.items())
+      for i, name in enumerate(sorted(eta))
     }
 
   return by_label
 
 
 def _dot(gradient: jax.Array, tangents: jax.Array) -> jax.Array:
-  """One leaf's share of g . Z for each direction, [k]."""
-  return jax.vmap(lambda z: jnp.sum(gradient * z))(tangents)
+  """One leaf's share of g . Z for each direction, [k], at least float32."""
+  dtype = jnp.promote_types(tangents.dtype, jnp.float32)
+  return jax.vmap(lambda z: jnp.sum(gradient * z, dtype=dtype))(tangents)

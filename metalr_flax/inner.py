@@ -35,6 +35,7 @@ def inner_step(
   *,
   grad_fn: curvature.GradFn,
   tx: optax.GradientTransformation,
+  for_reverse: bool = False,
 ) -> tuple[state_lib.InnerState, Metrics, PyTree]:
   """One update of the model on one batch.
 
@@ -44,6 +45,7 @@ def inner_step(
     batch: whatever the loss takes.
     grad_fn: loss and gradient, `curvature.exact(loss_fn)` or another curvature.
     tx: the inner optimizer, made by `optax.inject_hyperparams`.
+    for_reverse: whether reverse mode is to go through it.
 
   Returns:
     The state after the update; the batch's metrics before it, `loss` among them
@@ -54,12 +56,17 @@ def inner_step(
   )
   chex.assert_rank(loss, 0)
   params, opt_state = update(
-    inner.params, inner.opt_state, grads, hyperparams, tx=tx
+    inner.params,
+    inner.opt_state,
+    grads,
+    hyperparams,
+    tx=tx,
+    for_reverse=for_reverse,
   )
   inner = inner.replace(
     params=params, model_state=model_state, opt_state=opt_state
   )
-  return inner, {'loss': loss, **metrics}, grads
+  return inner, {**metrics, 'loss': loss}, grads
 
 
 def update(
@@ -69,12 +76,12 @@ def update(
   hyperparams: Mapping[str, Any],
   *,
   tx: optax.GradientTransformation,
+  for_reverse: bool = False,
 ) -> tuple[PyTree, optax.OptState]:
   """The optimizer's own update, bit for bit, with finite derivatives."""
   opt_state = optimizers.with_hyperparams(opt_state, hyperparams)
-  updates, opt_state = safe_derivatives.safely(tx.update)(
-    grads, opt_state, params
-  )
+  safe_update = safe_derivatives.safely(tx.update, for_reverse=for_reverse)
+  updates, opt_state = safe_update(grads, opt_state, params)
   # The next update writes them anew: no derivative passes through this copy.
   opt_state = optimizers.with_hyperparams(
     opt_state, jax.lax.stop_gradient(dict(hyperparams))
@@ -118,7 +125,7 @@ def unroll(
     inner, data_state = carry
     data_state, batch = next_batch(data_state)
     inner, metrics, _ = inner_step(
-      inner, hyperparams, batch, grad_fn=grad_fn, tx=tx
+      inner, hyperparams, batch, grad_fn=grad_fn, tx=tx, for_reverse=True
     )
     return (inner, data_state), metrics
 

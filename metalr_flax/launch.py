@@ -14,8 +14,10 @@ import jax
 import numpy as np
 
 from metalr_flax import build
+from metalr_flax import errors
 from metalr_flax import fields
 from metalr_flax import interrupts
+from metalr_flax import meta_gradient
 from metalr_flax import outer
 from metalr_flax import state as state_lib
 
@@ -46,9 +48,9 @@ def run(
     concurrent.futures.ThreadPoolExecutor(max_workers=1) as pool,
   ):
     experiment = build.build(config)
-    state = experiment.init_state()
     rows = max_rows(config)
-    compiling = pool.submit(lower_chunk(experiment, state, rows).compile)
+    state, lowered = _lower_checked(config, experiment, rows)
+    compiling = pool.submit(lowered.compile)
     from metalr_flax import console
     from metalr_flax import train
 
@@ -66,6 +68,36 @@ def run(
       ),
       state,
     )
+
+
+def _lower_checked(
+  config: Mapping[str, Any],
+  experiment: build.Experiment,
+  rows: int,
+) -> tuple[state_lib.MetaTrainState, jax.stages.Lowered]:
+  """The first state and the lowered chunk.
+
+  A model and a task that do not fit each other are answered with an error line.
+  With a class of the user's own it may as well be a bug of theirs, which needs
+  its traceback.
+  """
+  try:
+    state = experiment.init_state()
+    return state, lower_chunk(experiment, state, rows)
+  except meta_gradient.NoForwardRuleError as error:
+    raise errors.ConfigError(
+      f'meta.estimator=forward: {str(error).partition(":")[0]}; set '
+      f'--config.meta.estimator=reverse'
+    ) from error
+  except (TypeError, ValueError, AssertionError, IndexError) as error:
+    names = config['model']['name'], config['task']['name']
+    if any(':' in name for name in names):
+      raise
+    raise errors.ConfigError(
+      f'model.name={names[0]}: does not fit task.name={names[1]} '
+      f'({str(error).splitlines()[0][:200]}); change model.kwargs or '
+      f'task.kwargs'
+    ) from error
 
 
 def max_rows(config: Mapping[str, Any]) -> int:

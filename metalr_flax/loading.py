@@ -10,14 +10,14 @@ import optax
 from metalr_flax import build
 from metalr_flax import checkpoint
 from metalr_flax import errors
+from metalr_flax import records
 from metalr_flax import schedule
-from metalr_flax import state as state_lib
 from metalr_flax import workdir as workdir_lib
 
 
 def load(
   workdir: str | pathlib.Path,
-) -> tuple[nnx.Module, config_dict.ConfigDict, optax.Schedule]:
+) -> tuple[nnx.Module, config_dict.ConfigDict, Any]:
   """Loads what a run made from its workdir, which is only read.
 
     model, config, schedule = metalr_flax.load('checkpoints/digits_mlp')
@@ -32,7 +32,8 @@ def load(
   Returns:
     The trained NNX module of the newest intact checkpoint in evaluation mode,
     the run's config, and the learning rate's schedule by inner step: the
-    learned one, or the constant that the run had.
+    learned one, or the constant that the run had. Where each group learned its
+    own, a dict of schedules by group label.
 
   Raises:
     WorkdirError: where the folder is no workdir or has no checkpoint yet.
@@ -42,30 +43,41 @@ def load(
   config = workdir_lib.read_config(path)
   with build.randomness(config):
     experiment = build.build(config)
-    state = _newest_state(path, experiment)
+    found = _find(path, experiment)
+    model = experiment.make_model(found.state.params, found.state.model_state)
   return (
-    experiment.make_model(state.params, state.model_state),
+    model,
     config_dict.ConfigDict(config),
-    _learning_rate(path, config),
+    _learning_rate(path, config, experiment, found.step),
   )
 
 
-def _newest_state(
-  path: pathlib.Path, experiment: build.Experiment
-) -> state_lib.MetaTrainState:
+def _find(path: pathlib.Path, experiment: build.Experiment) -> checkpoint.Found:
   directory = path / workdir_lib.STATE
   found = checkpoint.find_newest(directory, experiment.init_state())
   if found is None:
     raise errors.WorkdirError(
       f'{directory}: no checkpoint yet; run the training first'
     )
-  return found.state
+  return found
 
 
 def _learning_rate(
-  path: pathlib.Path, config: dict[str, Any]
-) -> optax.Schedule:
-  file = path / workdir_lib.SCHEDULE
-  if 'learning_rate' in config['meta']['learned'] and file.exists():
-    return schedule.load_schedule(file)
-  return optax.constant_schedule(config['inner']['learning_rate'])
+  path: pathlib.Path,
+  config: dict[str, Any],
+  experiment: build.Experiment,
+  step: int,
+) -> Any:
+  """The schedule up to the checkpoint's step, also of a run not finished."""
+  if 'learning_rate' not in config['meta']['learned']:
+    return optax.constant_schedule(config['inner']['learning_rate'])
+  columns = records.read(path / workdir_lib.METRICS)
+  rows = {key: values[:step] for key, values in columns.items()}
+  found = {
+    name.removeprefix('learning_rate').lstrip('/'): schedule.make_schedule(s)
+    for name, s in schedule.make_schedules(
+      experiment.initial, rows, config['meta']['unroll_length']
+    ).items()
+    if name.split('/')[0] == 'learning_rate'
+  }
+  return found.get('', found)

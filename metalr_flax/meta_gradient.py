@@ -9,7 +9,8 @@ A window runs K inner updates with lambda = phi(eta). Its outer loss is
 combine, and every combination has one signature.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+import contextlib
 import dataclasses
 from typing import Any
 
@@ -27,6 +28,24 @@ from metalr_flax import window as window_lib
 PyTree = Any
 Eta = hyperparams_lib.Eta
 Window = window_lib.Window
+
+
+class NoForwardRuleError(TypeError):
+  """Forward mode met a function that has a reverse rule alone."""
+
+
+@contextlib.contextmanager
+def _naming_the_rule() -> Iterator[None]:
+  """Says what to use instead where a forward rule is missing."""
+  try:
+    yield
+  except TypeError as error:
+    if 'custom_vjp' not in str(error):
+      raise
+    raise NoForwardRuleError(
+      'the loss has a custom_vjp, which has no forward-mode rule: use '
+      "meta.estimator 'reverse', or give the function a jax.custom_jvp"
+    ) from error
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -111,14 +130,15 @@ class Estimator:
     problem: problem_lib.Problem,
   ) -> forward.Tangents:
     """Z = 0 of the leaves that eta can move."""
-    return forward_gradient.init_tangents(
-      eta,
-      inner,
-      data_state,
-      problem,
-      grad_fn=self.grad_fn(problem.loss_fn),
-      per_group=self.per_group,
-    )
+    with _naming_the_rule():
+      return forward_gradient.init_tangents(
+        eta,
+        inner,
+        data_state,
+        problem,
+        grad_fn=self.grad_fn(problem.loss_fn),
+        per_group=self.per_group,
+      )
 
   def __call__(
     self,
@@ -238,11 +258,11 @@ def _forward(
 ) -> tuple[Eta | None, Window]:
   """Forward mode: Z goes along with the updates, see `forward`."""
   gamma = estimator.discount
-  try:
-    if gamma:
-      tangents = jax.tree.map(lambda z: gamma * z, tangents)
-    else:
-      tangents = estimator.zero_tangents(eta, inner, data_state, problem)
+  if gamma:
+    tangents = jax.tree.map(lambda z: gamma * z, tangents)
+  else:
+    tangents = estimator.zero_tangents(eta, inner, data_state, problem)
+  with _naming_the_rule():
     meta_grads, window = forward_gradient.run(
       eta,
       inner,
@@ -253,13 +273,6 @@ def _forward(
       per_group=estimator.per_group,
       online=estimator.objective == 'online',
     )
-  except TypeError as error:
-    if 'custom_vjp' not in str(error):
-      raise
-    raise TypeError(
-      'the loss has a custom_vjp, which has no forward-mode rule: use '
-      "meta.estimator 'reverse', or give the function a jax.custom_jvp"
-    ) from error
   return meta_grads, window if gamma else window.replace(tangents={})
 
 

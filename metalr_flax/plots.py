@@ -59,6 +59,8 @@ def plot_learned(
 
 def _set_log_scale(axes: Axes) -> None:
   """A log scale with plain numbers, several of them on a short range too."""
+  if not np.isfinite(axes.dataLim.minposy):
+    return  # nothing to show yet, or nothing above 0
   axes.set_yscale('log')
   axes.grid(True, which='both', alpha=0.25)
   axes.yaxis.set_major_formatter(ticker.StrMethodFormatter('{x:g}'))

@@ -59,10 +59,10 @@ def opened(
     state: the state the run goes on from.
     record: what `Recorder.flush` returned for that state's checkpoint.
   """
-  writers.cut_events(workdir, record['event_sizes'])
   keys = _metric_keys(experiment, state)
   path = workdir / workdir_lib.METRICS
   with records.MetricsFile(path, keys, record['metrics_size']) as metrics:
+    writers.cut_events(workdir, record['event_sizes'])
     writer = writers.make_writer(workdir, int(state.step))
     try:
       yield Recorder(workdir, config, experiment, state, metrics, writer)
@@ -96,6 +96,8 @@ class Recorder:
     )
     self._progress(self._first)
     self._noted = time.monotonic()
+    # The newest checkpoint's step, None before there is one.
+    self.saved: int | None = None
 
   def greet(self, *, resumed: bool) -> None:
     """Says what is about to happen and notes the config of this start."""
@@ -104,6 +106,7 @@ class Recorder:
     text = json.dumps(self._config, indent=2)
     self._writer.write_texts(self._first, {'config': f'```json\n{text}\n```'})
     if resumed:
+      self.saved = self._first
       console.say(f'resuming from outer step {self._first} in {self._workdir}')
       return
     self._writer.write_hparams(_hparams(self._config))
@@ -154,7 +157,9 @@ class Recorder:
     step = self._config['num_outer_steps']
     self._writer.write_images(step, {'plots/learning_rate': picture})
     self._writer.flush()
-    shown = '  '.join(f'{k} {v:.6g}' for k, v in results.items())
+    shown = '  '.join(
+      f'{k} nan' if v is None else f'{k} {v:.6g}' for k, v in results.items()
+    )
     console.say(f'done: {shown}')
     console.say(
       f'everything is in {self._workdir}: {workdir_lib.METRICS}, '
@@ -188,6 +193,11 @@ class Recorder:
       self._line(int(rows[-1]['outer_step']), rows[-1])
       self._progress(int(rows[-1]['outer_step']))
 
+  def _last_good(self) -> str:
+    if self.saved is None:
+      return 'none yet'
+    return str(self._workdir / workdir_lib.STATE / str(self.saved))
+
   def _diverged(
     self, step: int, columns: Mapping[str, Any], row: int
   ) -> errors.DivergedError:
@@ -195,8 +205,8 @@ class Recorder:
                        columns.items())  # fmt: skip
     return errors.DivergedError(
       f'outer step {step}: not finite ({values}); the last good checkpoint is '
-      f'the newest in {self._workdir / workdir_lib.STATE}; lower '
-      f'inner.learning_rate or meta.learning_rate in a new --workdir='
+      f'{self._last_good()}; lower inner.learning_rate or meta.learning_rate '
+      f'in a new --workdir='
     )
 
 

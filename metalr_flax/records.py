@@ -43,12 +43,12 @@ class MetricsFile:
       WorkdirError: where the file holds less than it must.
     """
     self._columns = ['outer_step', 'inner_step', *sort_keys(keys)]
-    self._file = path.open('a+', newline='', encoding='utf-8')
-    if os.path.getsize(path) < size:
+    if size and (not path.exists() or path.stat().st_size < size):
       raise errors.WorkdirError(
         f'{path}: shorter than the newest checkpoint recorded ({size} bytes); '
         f'put the file back, or choose another --workdir='
       )
+    self._file = path.open('a+', newline='', encoding='utf-8')
     self._file.truncate(size)
     self._writer = csv.writer(self._file, lineterminator='\n')
     if not size:
@@ -63,8 +63,9 @@ class MetricsFile:
       self._writer.writerow(['' if c is None else repr(c) for c in cells])
 
   def flush(self) -> int:
-    """Hands all rows to the system; returns the file's size in bytes."""
+    """Puts all rows on the disk; returns the file's size in bytes."""
     self._file.flush()
+    os.fsync(self._file.fileno())  # a checkpoint relies on it
     return os.fstat(self._file.fileno()).st_size
 
   def __enter__(self) -> 'MetricsFile':

@@ -1,6 +1,7 @@
 """What a run leaves behind at its end: results, schedule and plot."""
 
 from collections.abc import Mapping
+import math
 import pathlib
 from typing import Any
 
@@ -23,33 +24,30 @@ _SPELLING = {
 def write(
   workdir: pathlib.Path,
   config: Mapping[str, Any],
-  initial: Mapping[str, float],
+  initial: Mapping[str, Any],
   evaluation: Mapping[str, float],
-) -> tuple[dict[str, float], np.ndarray]:
+) -> tuple[dict[str, Any], np.ndarray]:
   """Writes `schedule.json`, the plot and, last, `results.json`.
 
   Args:
     workdir: the run's folder, its `metrics.csv` complete.
     config: the resolved config.
-    initial: value of each learned hyperparameter in the first window.
+    initial: value of each learned hyperparameter in the first window, by group
+      label where there are groups.
     evaluation: final `eval/*` values.
 
   Returns:
     The content of `results.json` and the picture, uint8 [height, width, 4].
   """
   columns = records.read(workdir / workdir_lib.METRICS)
-  prefix = 'hyperparams/'
-  learned = {
-    key.removeprefix(prefix): values
-    for key, values in columns.items()
-    if key.startswith(prefix)
-  }
   schedules = schedule.make_schedules(
-    initial, learned, config['meta']['unroll_length']
+    initial, columns, config['meta']['unroll_length']
   )
   workdir_lib.write_json(workdir / workdir_lib.SCHEDULE, schedules)
   picture = _plot(workdir, config, schedules, columns)
-  results = {**_last_row(columns), **evaluation}
+  results: dict[str, Any] = {**_last_row(columns), **evaluation}
+  # JSON has no NaN.
+  results = {k: v if math.isfinite(v) else None for k, v in results.items()}
   workdir_lib.write_json(workdir / workdir_lib.RESULTS, results)
   return results, picture
 

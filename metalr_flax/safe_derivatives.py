@@ -25,26 +25,33 @@ import jax.numpy as jnp
 # The partial derivatives of each elementary operation that has a singularity:
 # (output, inputs..., **params) -> one for each input, None where it is not
 # differentiable in that input's dtype.
-_PARTIALS: dict[str, Callable[..., tuple]] = {
+_Table = dict[str, Callable[..., tuple]]
+_PARTIALS: _Table = {
   'sqrt': lambda y, x, **_: (0.5 / y,),
-  'rsqrt': lambda y, x, **_: (-0.5 * y / x,),
+  # Not y / x: so written, x is not kept, and with it a copy of all params.
+  'rsqrt': lambda y, x, **_: (-0.5 * y * y * y,),
   'cbrt': lambda y, x, **_: (y / x / 3,),
   'log': lambda y, x, **_: (1 / x,),
   'log1p': lambda y, x, **_: (1 / (1 + x),),
   'div': lambda y, a, b, **_: (1 / b, -y / b),
-  # RAdam multiplies by the root of a negative number where it is not used.
-  'mul': lambda y, a, b, **_: (b, a),
   'integer_pow': lambda z, x, *, y: (y * jax.lax.integer_pow(x, y - 1),),
   'pow': lambda z, x, y, **_: (_power_slope(x, y), z * jnp.log(x)),
 }
+# In reverse mode alone: what a `where` does not take gets a cotangent of 0, and
+# 0 * inf is NaN. (RAdam multiplies by the root of a negative number where it
+# then takes the other branch; forward mode never looks at that one.)
+_REVERSE_PARTIALS: _Table = {**_PARTIALS, 'mul': lambda y, a, b, **_: (b, a)}
 _CALLS = ('jit', 'pjit', 'closed_call', 'core_call')
 
 
-def safely(function: Callable[..., Any]) -> Callable[..., Any]:
+def safely(
+  function: Callable[..., Any], *, for_reverse: bool = False
+) -> Callable[..., Any]:
   """`function` with the same values, and derivatives that are finite.
 
   Args:
     function: of pytrees of arrays, e.g. an optimizer's `update`.
+    for_reverse: whether reverse mode is to go through it.
 
   Returns:
     A function of the same arguments and result.
@@ -52,14 +59,17 @@ def safely(function: Callable[..., Any]) -> Callable[..., Any]:
 
   def safe(*args: Any) -> Any:
     closed, shape = jax.make_jaxpr(function, return_shape=True)(*args)
-    leaves = _evaluate(closed.jaxpr, closed.consts, jax.tree.leaves(args))
+    table = _REVERSE_PARTIALS if for_reverse else _PARTIALS
+    leaves = _evaluate(
+      closed.jaxpr, closed.consts, jax.tree.leaves(args), table
+    )
     return jax.tree.unflatten(jax.tree.structure(shape), leaves)
 
   return safe
 
 
 def _evaluate(
-  jaxpr: Any, consts: Sequence[Any], args: Sequence[Any]
+  jaxpr: Any, consts: Sequence[Any], args: Sequence[Any], table: _Table
 ) -> list[Any]:
   """Runs a jaxpr, its singular operations exchanged for safe ones."""
   values = dict(zip(jaxpr.constvars, consts, strict=True))
@@ -69,22 +79,22 @@ def _evaluate(
     return atom.val if isinstance(atom, core.Literal) else values[atom]
 
   for eqn in jaxpr.eqns:
-    outs = _apply(eqn, [read(v) for v in eqn.invars])
+    outs = _apply(eqn, [read(v) for v in eqn.invars], table)
     values |= dict(zip(eqn.outvars, outs, strict=True))
   return [read(v) for v in jaxpr.outvars]
 
 
-def _apply(eqn: Any, args: list[Any]) -> Sequence[Any]:
+def _apply(eqn: Any, args: list[Any], table: _Table) -> Sequence[Any]:
   name, params = eqn.primitive.name, eqn.params
-  if name in _PARTIALS:
-    return [_safe_operation(eqn.primitive, params, args)]
+  if name in table:
+    return [_safe_operation(eqn.primitive, params, args, table[name])]
   if name in _CALLS:
     inner = params.get('jaxpr', params.get('call_jaxpr'))
-    return _evaluate(inner.jaxpr, inner.consts, args)
+    return _evaluate(inner.jaxpr, inner.consts, args, table)
   if name == 'cond':
     index, *operands = args
     branches = [
-      lambda *xs, b=b: _evaluate(b.jaxpr, b.consts, xs)
+      lambda *xs, b=b: _evaluate(b.jaxpr, b.consts, xs, table)
       for b in params['branches']
     ]
     return jax.lax.switch(index, branches, *operands)
@@ -93,7 +103,7 @@ def _apply(eqn: Any, args: list[Any]) -> Sequence[Any]:
 
 
 def _safe_operation(
-  primitive: Any, params: dict[str, Any], args: list[Any]
+  primitive: Any, params: dict[str, Any], args: list[Any], slopes: Callable
 ) -> Any:
   @jax.custom_jvp
   def operation(*args: Any) -> Any:
@@ -101,7 +111,7 @@ def _safe_operation(
 
   def rule(primals: tuple, tangents: tuple) -> tuple[Any, Any]:
     out = primitive.bind(*primals, **params)
-    partials = _PARTIALS[primitive.name](out, *primals, **params)
+    partials = slopes(out, *primals, **params)
     terms = [
       jnp.where(jnp.isfinite(slope), slope, 0) * tangent
       for slope, tangent in zip(partials, tangents, strict=True)

@@ -11,31 +11,47 @@ import numpy as np
 import optax
 
 from metalr_flax import errors
+from metalr_flax import hyperparams
 
 Schedules = dict[str, dict[str, list[Any]]]
 
 
 def make_schedules(
-  initial: Mapping[str, float],
-  learned: Mapping[str, np.ndarray],
+  initial: Mapping[str, Any],
+  columns: Mapping[str, np.ndarray],
   unroll_length: int,
 ) -> Schedules:
   """The content of `schedule.json`.
 
   Args:
-    initial: value of each hyperparameter in the first window.
-    learned: its value after each outer step, arrays of shape [steps].
+    initial: value of each hyperparameter in the first window, by group label
+      where there are groups.
+    columns: of `metrics.csv`, each of shape [steps].
     unroll_length: K, inner updates in a window.
 
   Returns:
-    By name, `inner_step` [0, K, 2K, ...] and the `value` in use from there on.
+    By name (`<name>/<label>` with groups), `inner_step` [0, K, 2K, ...] and the
+    `value` in use from there on.
   """
   schedules: Schedules = {}
-  for name, values in learned.items():
-    all_values = [float(initial[name]), *map(float, values)]
-    steps = [i * unroll_length for i in range(len(all_values))]
-    schedules[name] = {'inner_step': steps, 'value': all_values}
+  for key, first in hyperparams.flatten(dict(initial), 'hyperparams').items():
+    values = [float(first), *map(float, columns[key])]
+    steps = [i * unroll_length for i in range(len(values))]
+    name = key.removeprefix('hyperparams/')
+    schedules[name] = {'inner_step': steps, 'value': values}
   return schedules
+
+
+def make_schedule(entry: Mapping[str, Any]) -> optax.Schedule:
+  """The optax schedule of one entry of `schedule.json`."""
+  steps = np.asarray(entry['inner_step'], np.int32)
+  values = np.asarray(entry['value'], np.float32)
+
+  def schedule(count: jax.typing.ArrayLike) -> jax.Array:
+    place = jnp.searchsorted(jnp.asarray(steps), count, side='right') - 1
+    return jnp.asarray(values)[jnp.maximum(place, 0)]
+
+  return schedule
 
 
 def load_schedule(
@@ -47,7 +63,7 @@ def load_schedule(
 
   Args:
     path: a `schedule.json`.
-    name: which hyperparameter.
+    name: which hyperparameter, `<name>/<label>` where there are groups.
 
   Returns:
     `count -> value`, float32, piecewise constant in the inner step's number;
@@ -56,21 +72,21 @@ def load_schedule(
   Raises:
     ConfigError: where the file is no schedule or has no such name.
   """
+  schedules = _read(path)
+  if name not in schedules:
+    raise errors.ConfigError(
+      f'{path}: has no {name}; it has {", ".join(schedules)}'
+    )
+  return make_schedule(schedules[name])
+
+
+def _read(path: str | pathlib.Path) -> Schedules:
   try:
     schedules = json.loads(pathlib.Path(path).read_text(encoding='utf-8'))
-    steps = np.asarray(schedules[name]['inner_step'], np.int32)
-    values = np.asarray(schedules[name]['value'], np.float32)
-  except (OSError, ValueError, TypeError) as error:
+    if not all({'inner_step', 'value'} <= s.keys() for s in schedules.values()):
+      raise ValueError('inner_step or value is missing')
+  except (OSError, ValueError, AttributeError) as error:
     raise errors.ConfigError(
       f'{path}: not a schedule ({error}); give a schedule.json of a run'
     ) from error
-  except KeyError as error:
-    raise errors.ConfigError(
-      f'{path}: has no {error}; it has {", ".join(schedules)}'
-    ) from error
-
-  def schedule(count: jax.typing.ArrayLike) -> jax.Array:
-    place = jnp.searchsorted(jnp.asarray(steps), count, side='right') - 1
-    return jnp.asarray(values)[jnp.maximum(place, 0)]
-
-  return schedule
+  return schedules

@@ -81,9 +81,15 @@ def run(run: Run, state: state_lib.MetaTrainState) -> None:
         f'--config.num_outer_steps continues it'
       )
       return
-    checkpoint.set_aside(directory, found)
-    with checkpoint.opened(directory) as checkpoints:
-      _run_locked(run, state, found, checkpoints)
+    try:
+      checkpoint.set_aside(directory, found)
+      with checkpoint.opened(directory) as checkpoints:
+        _run_locked(run, state, found, checkpoints)
+    except OSError as error:
+      raise errors.StorageError(
+        f'{error.filename or run.workdir}: {error.strerror or error}; what was '
+        f'saved before is intact: mend the storage and run the same command'
+      ) from error
 
 
 def _run_locked(
@@ -99,7 +105,7 @@ def _run_locked(
     run.workdir, run.config, run.experiment, state, record
   ) as recorder:
     recorder.greet(resumed=bool(found))
-    state = _loop(run, state, checkpoints, recorder)
+    state = _loop(run, state, checkpoints, recorder, resumed=bool(found))
     recorder.finish(run.experiment.evaluate(state.params, state.model_state))
 
 
@@ -116,9 +122,12 @@ def _loop(
   state: state_lib.MetaTrainState,
   checkpoints: checkpoint.Checkpoints,
   recorder: recorder_lib.Recorder,
+  *,
+  resumed: bool,
 ) -> state_lib.MetaTrainState:
   """Chunk after chunk until the run is done or a signal came."""
-  step = saved = int(state.step)
+  step = int(state.step)
+  saved = step if resumed else None  # the newest step that is on disk
   outer_steps = run.outer_steps()
   pace = _Pace(run)
   pending = None
@@ -141,10 +150,10 @@ def _loop(
       recorder.record(pending)
       pending = None
       checkpoints.save(state, recorder.flush())
-      saved = step
+      saved = recorder.saved = step
   if pending:
     recorder.record(pending)
-  if saved != step or (run.stop and not step):
+  if saved != step:
     checkpoints.save(state, recorder.flush())
   checkpoints.wait()
   if run.stop and step < run.num_outer_steps:

@@ -29,7 +29,7 @@ def command(workdir, config='default', **fields):
   return [f'--config={path}', f'--workdir={workdir}', *overrides]
 
 
-def run_here(workdir, config='default', **fields):
+def run_here(workdir, config='default', *, stop=None, **fields):
   """Trains in this process."""
   arguments = cli.parse(
     'metalr_flax.main', command(workdir, config, **fields), ''
@@ -38,7 +38,7 @@ def run_here(workdir, config='default', **fields):
     arguments.config,
     arguments.workdir,
     command=arguments.command,
-    stop=interrupts.StopRequest(),
+    stop=interrupts.StopRequest() if stop is None else stop,
   )
 
 

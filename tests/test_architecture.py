@@ -25,10 +25,10 @@ LAYERS = [
   {'lookup'},
   {'build_optimizers'},
   {'build', 'report'},
-  {'recorder', 'loading'},
+  {'recorder', 'loading', 'finite_difference'},
   {'train'},
   {'launch'},
-  {'main'},
+  {'main', 'audit'},
 ]
 LEVEL = {name: i for i, layer in enumerate(LAYERS) for name in layer}
 DOORS = {

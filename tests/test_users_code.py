@@ -76,6 +76,70 @@ def test_batch_norm_averages_move_in_the_inner_loop_alone(trained):
   assert drawn == 60 * 7
 
 
+def test_bfloat16_weights_train_save_and_resume(tmp_path):
+  whole, cut = tmp_path / 'whole', tmp_path / 'cut'
+  half = {
+    **FIELDS,
+    'model__name': 'users_code:Half',
+    'model__kwargs': {},
+    'inner__optimizer': 'adam',
+    'num_outer_steps': 20,
+  }
+  runs.run_here(whole, **half)
+  runs.run_here(cut, **{**half, 'num_outer_steps': 7})
+  runs.run_here(cut, **half)
+  runs.assert_same_run(cut, whole)
+
+
+def test_load_of_a_run_that_is_not_finished(tmp_path):
+  """Its schedule ends where its newest checkpoint does."""
+  process = runs.start(tmp_path, num_outer_steps=10**6, checkpoint_every=1000)
+  for line in process.stdout:
+    if line.startswith('step'):
+      process.terminate()
+      break
+  process.communicate(timeout=60)
+  assert process.returncode == 75
+  rates = records.read(tmp_path / 'metrics.csv')['hyperparams/learning_rate']
+  _, _, schedule = metalr_flax.load(tmp_path)
+  assert float(schedule(0)) == pytest.approx(0.1)
+  assert float(schedule(10**9)) == rates[-1]
+
+
+def test_stopped_twice_before_the_first_step(tmp_path):
+  """Both times the state is saved and the status says so."""
+  stop = runs.interrupts.StopRequest()
+  stop.name = 'SIGTERM'
+  for _ in range(2):
+    with pytest.raises(errors.Interrupted, match='at outer step 0'):
+      runs.run_here(tmp_path, stop=stop, num_outer_steps=50)
+  runs.run_here(tmp_path, num_outer_steps=50)
+  assert len(runs.rows(tmp_path)) == 50
+
+
+def test_no_steps_at_all(tmp_path):
+  runs.run_here(tmp_path, num_outer_steps=0)
+  model, _, schedule = metalr_flax.load(tmp_path)
+  assert float(schedule(5)) == pytest.approx(0.1)
+  assert model(jnp.ones(3)).shape == (3,)
+  assert (tmp_path / 'plots/learning_rate.png').exists()
+
+
+def test_divergence_names_the_step_and_the_checkpoint(tmp_path):
+  wild = {
+    'inner__optimizer': 'sgd',
+    'meta__learning_rate': 0.0,
+    'checkpoint_every': 2,
+    'num_outer_steps': 100,
+  }
+  with pytest.raises(errors.DivergedError) as caught:
+    runs.run_here(tmp_path, **wild)
+  step = int(str(caught.value).split(':')[0].removeprefix('outer step '))
+  last = (step - 1) // 2 * 2
+  assert (f'state/{last};' in str(caught.value)) or (last == 0)
+  assert len(runs.rows(tmp_path)) == step - 1
+
+
 def test_duck_typed_task(tmp_path):
   own = {'task__name': 'users_code:Bare', 'task__kwargs': {}}
   runs.run_here(tmp_path, **{**FIELDS, **own, 'num_outer_steps': 5})

@@ -3,6 +3,7 @@
 from flax import nnx
 import jax
 import jax.numpy as jnp
+import optax
 
 from metalr_flax import tasks
 
@@ -22,6 +23,16 @@ class Net(nnx.Module):
     self.calls[...] = self.calls[...] + 1
     h = self.dropout(jax.nn.relu(self.norm(self.hidden(x))))
     return sum(head(h) for head in self.heads)[..., 0]
+
+
+class Half(nnx.Module):
+  """Weights in bfloat16."""
+
+  def __init__(self, *, rngs):
+    self.layer = nnx.Linear(2, 1, param_dtype=jnp.bfloat16, rngs=rngs)
+
+  def __call__(self, x):
+    return self.layer(x.astype(jnp.bfloat16))[..., 0].astype(jnp.float32)
 
 
 class Plane(tasks.Task):
@@ -73,3 +84,22 @@ class NotAModule:
 
   def __init__(self, *, rngs):
     pass
+
+
+def clipped_adam(learning_rate, max_norm=1.0):
+  """An inner optimizer of the user's own, with something new to learn."""
+  return optax.chain(
+    optax.clip_by_global_norm(max_norm), optax.adam(learning_rate)
+  )
+
+
+def head_and_body(params):
+  """A label function: the last layers' parameters, and the rest."""
+  return {
+    name: jax.tree.map(lambda _, n=name: 'head' if n == 'heads' else 'body', p)
+    for name, p in params.items()
+  }
+
+
+def not_labels(params):
+  return {'all': 1}

@@ -117,10 +117,10 @@ class Transformer(nnx.Module):
     Raises:
       ValueError: for an argument outside these.
     """
-    if d_model % (2 * num_heads):
+    if num_heads < 1 or d_model % (2 * num_heads):
       raise ValueError(
         f'd_model={d_model}: must be a multiple of 2 * num_heads = '
-        f'{2 * num_heads}'
+        f'{2 * num_heads}, with num_heads >= 1'
       )
     if not 0 <= dropout < 1:
       raise ValueError(f'dropout={dropout}: must be in [0, 1)')

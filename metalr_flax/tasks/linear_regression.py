@@ -45,6 +45,8 @@ class LinearRegression(task.Task):
     skip: int = 0,
     eval_size: int = 1024,
   ):
+    if skip < 0 or eval_size < 1:
+      raise ValueError('skip must be >= 0 and eval_size >= 1')
     self.batch_size = batch_size
     self.slope = slope
     self.noise = noise

@@ -17,9 +17,9 @@ PyTree = Any
 class Task(abc.ABC):
   """Data and loss of a training problem.
 
-  The constructor is called with `batch_size`, with `path` where the config
-  gives one (each only if the constructor has an argument of that name), and
-  with the config's `task.kwargs`.
+  The constructor is called with the config's `task.kwargs`, with `batch_size`
+  if it has an argument of that name, and with `path` where the config gives
+  one.
 
   `next` and `next_meta` run inside the jitted loop, many thousand times in one
   device call: pure JAX on what `data_state` holds and on arrays that belong to
