@@ -183,7 +183,7 @@ WRONG_CONFIGS = {
   'discount < 0': ({'meta.discount': -0.1, 'meta.estimator': 'forward'}, 'meta.discount=-0.1: must be a number >= 0 and <= 1'),
   'discount above 1': ({'meta.discount': 1.1, 'meta.estimator': 'forward'}, 'meta.discount=1.1: must be a number >= 0 and <= 1'),
   'discount = nan': ({'meta.discount': math.nan}, 'meta.discount=nan: must be a number', 'finite'),
-  'discount with reverse': ({'meta.discount': 0.5}, 'meta.discount=0.5', 'reverse', '--config.meta.estimator=forward'),
+  'discount with reverse': ({'meta.discount': 0.5, 'meta.estimator': 'reverse'}, 'meta.discount=0.5', 'reverse', '--config.meta.estimator=forward'),
   'always zero': ({'meta.objective': 'online', 'meta.unroll_length': 1}, 'meta.objective=online', 'identically zero', 'meta.unroll_length=1', '--config.meta.discount='),
   'estimator as None': ({'meta.estimator': None}, 'meta.estimator=None: must be a known estimator'),
   # What is learned.

@@ -210,7 +210,7 @@ def test_hyperparameters_and_metrics_are_served_side_by_side(board):
       'inner.learning_rate': 0.1,
       'meta.learned.learning_rate': 'sigmoid',
       'meta.unroll_length': 6,
-      'meta.estimator': 'reverse',
+      'meta.estimator': 'forward',
       'meta.optimizer': 'adam',
       'meta.learning_rate': 0.03,
       'threefry_partitionable': False,
