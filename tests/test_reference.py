@@ -11,6 +11,7 @@ import runs
 import metalr_flax
 from metalr_flax import records
 from metalr_flax import tasks
+from metalr_flax.tasks import reference_generator
 
 SEED_TRAJECTORY = pathlib.Path(__file__).parent / 'data/seed_trajectory.csv'
 PRINTED = [
@@ -30,6 +31,25 @@ def test_five_printed_samples():
       data_state, batch = task.next(data_state)
       assert round(float(batch['y'][0]), 3) == y
       assert round(float(batch['x'][0]), 3) == x
+
+
+@pytest.mark.parametrize('size', [1, 2, 3, 8])
+def test_the_generator_has_jaxs_own_bits(size):
+  with jax.threefry_partitionable(False):
+    for seed in range(20):
+      key = jax.random.key(seed)
+      data = jax.random.key_data(key)
+      np.testing.assert_array_equal(
+        reference_generator.split(data, size),
+        jax.random.key_data(jax.random.split(key, size)),
+      )
+      np.testing.assert_array_equal(
+        reference_generator.uniform(data, size, 0.0, 10.0),
+        jax.random.uniform(key, (size,), minval=0.0, maxval=10.0),
+      )
+      np.testing.assert_array_equal(
+        reference_generator.normal(data, size), jax.random.normal(key, (size,))
+      )
 
 
 def test_skip_drops_the_printed_samples():

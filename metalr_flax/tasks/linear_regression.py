@@ -15,14 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from metalr_flax.tasks import reference_generator as generator
 from metalr_flax.tasks import task
-
-# Of x, and of the uniform that `jax.random.normal` turns into its value with
-# sqrt(2) erf_inv(u). Drawing both in one call gives the bits of two calls in
-# half the time, and sampling is most of the reference run's.
-_RANGES = np.array(
-  [[0.0, np.nextafter(np.float32(-1), np.float32(0))], [10.0, 1.0]], np.float32
-)
 
 
 class LinearRegression(task.Task):
@@ -61,15 +55,19 @@ class LinearRegression(task.Task):
 
   def next(self, data_state: jax.Array) -> tuple[jax.Array, Any]:
     """A batch `{'x': [B], 'y': [B]}`, float32."""
-    key, *keys = jax.random.split(data_state, 3)
-    x, u = jax.vmap(self._uniform)(jnp.stack(keys), *_RANGES)
-    noise = np.float32(np.sqrt(2)) * jax.lax.erf_inv(u)
+    # As it stands where this is traced; `build.randomness` sets it for a run.
+    partitionable = jax.config.jax_threefry_partitionable  # type: ignore[attr-defined]
+    if partitionable:
+      key, x_key, noise_key = jax.random.split(data_state, 3)
+      shape = (self.batch_size,)
+      x = jax.random.uniform(x_key, shape, minval=0.0, maxval=10.0)
+      noise = jax.random.normal(noise_key, shape)
+    else:
+      keys = generator.split(jax.random.key_data(data_state), 3)
+      key = jax.random.wrap_key_data(keys[0])
+      x = generator.uniform(keys[1], self.batch_size, 0.0, 10.0)
+      noise = generator.normal(keys[2], self.batch_size)
     return key, {'x': x, 'y': self.slope * x + self.noise * noise}
-
-  def _uniform(
-    self, key: jax.Array, low: jax.Array, high: jax.Array
-  ) -> jax.Array:
-    return jax.random.uniform(key, (self.batch_size,), minval=low, maxval=high)
 
   def loss(
     self, model: nnx.Module, batch: Any
