@@ -174,8 +174,7 @@ def push(
 ) -> tuple[PyTree, PyTree, PyTree]:
   """`jax.jvp(..., has_aux=True)` for k tangents at once.
 
-  Several directions share one linearization, and each is pushed by itself:
-  under vmap XLA:CPU took half as long again for three of them.
+  Several directions share one linearization.
 
   Args:
     function: `(*primals) -> (out, aux)`.
@@ -185,14 +184,12 @@ def push(
   Returns:
     out, its tangents [k, ...], and aux.
   """
-  count = jax.tree.leaves(tangents)[0].shape[0]
-  rows = [jax.tree.map(lambda t, i=i: t[i], tangents) for i in range(count)]
-  if count == 1:
-    out, dots, aux = jax.jvp(function, primals, rows[0], has_aux=True)
+  if jax.tree.leaves(tangents)[0].shape[0] == 1:
+    row = jax.tree.map(lambda t: t[0], tangents)
+    out, dots, aux = jax.jvp(function, primals, row, has_aux=True)
     return out, jax.tree.map(lambda t: t[None], dots), aux
   out, linear, aux = jax.linearize(function, *primals, has_aux=True)
-  pushed = [linear(*row) for row in rows]
-  return out, jax.tree.map(lambda *ts: jnp.stack(ts), *pushed), aux
+  return out, jax.vmap(linear)(*tangents), aux
 
 
 def unroll(

@@ -22,6 +22,7 @@ from metalr_flax import forward_gradient
 from metalr_flax import hyperparams as hyperparams_lib
 from metalr_flax import inner as inner_lib
 from metalr_flax import problem as problem_lib
+from metalr_flax import products
 from metalr_flax import state as state_lib
 from metalr_flax import window as window_lib
 
@@ -87,7 +88,8 @@ class Estimator:
       'none': curvature_lib.none,
       'subsample': curvature_lib.subsample(self.subsample),
     }[self.curvature]
-    return make(loss_fn)
+    grad_fn = make(loss_fn)
+    return products.arranged(grad_fn) if self.kind == 'forward' else grad_fn
 
   def find_inert(
     self,

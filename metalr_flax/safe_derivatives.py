@@ -19,8 +19,9 @@ from typing import Any
 
 import jax
 from jax.custom_derivatives import SymbolicZero
-from jax.extend import core
 import jax.numpy as jnp
+
+from metalr_flax import jaxprs
 
 # The partial derivatives of each elementary operation that has a singularity:
 # (output, inputs..., **params) -> one for each input, None where it is not
@@ -41,7 +42,6 @@ _PARTIALS: _Table = {
 # 0 * inf is NaN. (RAdam multiplies by the root of a negative number where it
 # then takes the other branch; forward mode never looks at that one.)
 _REVERSE_PARTIALS: _Table = {**_PARTIALS, 'mul': lambda y, a, b, **_: (b, a)}
-_CALLS = ('jit', 'pjit', 'closed_call', 'core_call')
 
 
 def safely(
@@ -56,50 +56,15 @@ def safely(
   Returns:
     A function of the same arguments and result.
   """
+  table = _REVERSE_PARTIALS if for_reverse else _PARTIALS
 
-  def safe(*args: Any) -> Any:
-    closed, shape = jax.make_jaxpr(function, return_shape=True)(*args)
-    table = _REVERSE_PARTIALS if for_reverse else _PARTIALS
-    leaves = _evaluate(
-      closed.jaxpr, closed.consts, jax.tree.leaves(args), table
-    )
-    return jax.tree.unflatten(jax.tree.structure(shape), leaves)
+  def rule(eqn: Any, args: list[Any]) -> Sequence[Any] | None:
+    slopes = table.get(eqn.primitive.name)
+    if slopes is None:
+      return None
+    return [_safe_operation(eqn.primitive, eqn.params, args, slopes)]
 
-  return safe
-
-
-def _evaluate(
-  jaxpr: Any, consts: Sequence[Any], args: Sequence[Any], table: _Table
-) -> list[Any]:
-  """Runs a jaxpr, its singular operations exchanged for safe ones."""
-  values = dict(zip(jaxpr.constvars, consts, strict=True))
-  values |= dict(zip(jaxpr.invars, args, strict=True))
-
-  def read(atom: Any) -> Any:
-    return atom.val if isinstance(atom, core.Literal) else values[atom]
-
-  for eqn in jaxpr.eqns:
-    outs = _apply(eqn, [read(v) for v in eqn.invars], table)
-    values |= dict(zip(eqn.outvars, outs, strict=True))
-  return [read(v) for v in jaxpr.outvars]
-
-
-def _apply(eqn: Any, args: list[Any], table: _Table) -> Sequence[Any]:
-  name, params = eqn.primitive.name, eqn.params
-  if name in table:
-    return [_safe_operation(eqn.primitive, params, args, table[name])]
-  if name in _CALLS:
-    inner = params.get('jaxpr', params.get('call_jaxpr'))
-    return _evaluate(inner.jaxpr, inner.consts, args, table)
-  if name == 'cond':
-    index, *operands = args
-    branches = [
-      lambda *xs, b=b: _evaluate(b.jaxpr, b.consts, xs, table)
-      for b in params['branches']
-    ]
-    return jax.lax.switch(index, branches, *operands)
-  outs = eqn.primitive.bind(*args, **eqn.primitive.get_bind_params(params))
-  return outs if eqn.primitive.multiple_results else [outs]
+  return jaxprs.with_rule(function, lambda: rule)
 
 
 def _safe_operation(

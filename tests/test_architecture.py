@@ -12,8 +12,8 @@ import metalr_flax
 PACKAGE = pathlib.Path(metalr_flax.__file__).parent
 # From the bottom up: a module imports only from lines above its own.
 LAYERS = [
-  {'errors', 'ranges', 'state', 'interrupts', 'fields'},
-  {'hyperparams', 'optimizers', 'curvature', 'safe_derivatives'},
+  {'errors', 'ranges', 'state', 'interrupts', 'fields', 'jaxprs'},
+  {'products', 'hyperparams', 'optimizers', 'curvature', 'safe_derivatives'},
   {'config', 'schedule', 'inner'},
   {'workdir'},
   {'problem', 'evaluate', 'records', 'plots', 'cli'},
