@@ -103,7 +103,7 @@ def main() -> None:
   axes.set_xlabel('inner updates')
   axes.set_ylabel('cosine with the exact meta-gradient')
   axes.set_title('Digits MLP, a learning rate for each parameter')
-  axes.legend()
+  fig.legend(loc='outside lower center', ncols=2)
   axes.grid(True, alpha=0.3)
   fig.savefig(RESULTS / 'curvature.png', dpi=120)
   text = json.dumps(found, indent=2)

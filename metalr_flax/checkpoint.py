@@ -1,26 +1,34 @@
-"""The door to Orbax: saves the whole state, restores the newest intact one."""
+"""The door to Orbax: saves the whole state, restores the newest intact one.
+
+A checkpoint `<directory>/<step>/` appears under its name only when all of it is
+on the disk: Orbax writes it under another name, `manifest` seals it, and it is
+renamed. A step without an intact manifest does not count.
+"""
 
 from collections.abc import Iterator, Mapping
+import concurrent.futures
 import contextlib
-import hashlib
-from importlib import metadata
+import functools
+import os
 import pathlib
-import platform
+import re
+import shutil
 from typing import Any, NamedTuple
 
 from absl import logging
 import jax
 import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
 
 from metalr_flax import errors
+from metalr_flax import fingerprint
+from metalr_flax import manifest
 from metalr_flax import state as state_lib
+from metalr_flax import storage
 
 MAX_TO_KEEP = 3
-# What Orbax and TensorStore were seen to raise for damaged files.
-_UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError)
-_PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'numpy')
+# What Orbax and TensorStore were seen to raise where the storage fails.
+_FAULTS = (OSError, ValueError, RuntimeError)
 
 
 class Found(NamedTuple):
@@ -51,19 +59,22 @@ def find_newest(
 
   Raises:
     NoCheckpointError: where there are checkpoints but none is intact.
+    WorkdirError: where the newest intact one is of another structure.
+    StorageError: where the storage does not answer.
   """
   steps = _steps(directory)
   for step in steps:
+    path = directory / str(step)
     try:
-      return _read(directory, step, template)
-    except _UNREADABLE as error:
-      reason = ' '.join(str(error).split())[:200]
-      logging.warning(
-        '%s: damaged (%s: %s); trying the one before',
-        directory / str(step),
-        type(error).__name__,
-        reason,
-      )
+      read = functools.partial(_read, path, template)
+      return storage.retried(read, path, _FAULTS)
+    except manifest.DamagedError as error:
+      logging.warning('%s: damaged (%s); trying the one before', path, error)
+    except _FAULTS as error:
+      raise errors.StorageError(
+        f'{path}: cannot be read ({_reason(error)}); mend the storage and run '
+        f'the same command'
+      ) from error
   if steps:
     raise errors.NoCheckpointError(
       f'{directory}: {len(steps)} checkpoints and none intact; bring back a '
@@ -72,19 +83,27 @@ def find_newest(
   return None
 
 
-def set_aside(directory: pathlib.Path, found: Found | None) -> None:
-  """Moves damaged checkpoints out of the way: renamed, never deleted.
+def clean(directory: pathlib.Path, found: Found | None) -> None:
+  """Makes room for new checkpoints; for the one run that may write.
+
+  Damaged ones are renamed, never deleted. What a killed run had not finished
+  writing is removed.
 
   Args:
     directory: where the checkpoints are.
     found: the newest intact one; all that are newer are not.
   """
+  directory.mkdir(parents=True, exist_ok=True)
   for step in _steps(directory):
     if found and step > found.step:
       path, number = directory / str(step), 1
       while (aside := path.with_name(f'{step}.damaged{number}')).exists():
         number += 1
       path.rename(aside)
+  for path in directory.glob('.*'):
+    if re.match(r'\.\d+\.(saving|old)', path.name):
+      shutil.rmtree(path)
+  storage.sync_directory(directory)
 
 
 def _steps(directory: pathlib.Path) -> list[int]:
@@ -92,44 +111,49 @@ def _steps(directory: pathlib.Path) -> list[int]:
   if not directory.is_dir():
     return []
   names = [path.name for path in directory.iterdir()]
-  return sorted((int(n) for n in names if n.isdecimal()), reverse=True)
+  return sorted(
+    (int(n) for n in names if re.fullmatch(r'0|[1-9][0-9]*', n)), reverse=True
+  )
 
 
-def _read(
-  directory: pathlib.Path, step: int, template: state_lib.MetaTrainState
-) -> Found:
+def _read(path: pathlib.Path, template: state_lib.MetaTrainState) -> Found:
+  notes = manifest.verify(path)
+  if str(notes['step']) != path.name:
+    raise manifest.DamagedError(f'it is a copy of step {notes["step"]}')
+  fingerprint.check_structure(
+    path, notes['leaves'], fingerprint.describe(template)
+  )
   abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
   # A new reader each time: after a failure it refuses good steps as well.
   with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
     restored = reader.restore(
-      directory.absolute() / str(step),
-      args=ocp.args.Composite(
-        state=ocp.args.StandardRestore(abstract),
-        notes=ocp.args.JsonRestore(),
-      ),
+      path.absolute(),
+      args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract)),
     )
-  # Orbax alone loads a large array with a flipped bit without a word.
-  if digest(restored.state) != restored.notes['sha256']:
-    raise ValueError('the SHA-256 of its arrays is not the one recorded')
-  _warn_of_changes(restored.notes['environment'])
-  return Found(step, restored.state, restored.notes['record'])
+  if fingerprint.digest(restored.state) != notes['sha256']:
+    raise manifest.DamagedError('its arrays are not those that were saved')
+  fingerprint.warn_of_changes(notes['environment'])
+  return Found(notes['step'], restored.state, notes['record'])
 
 
 @contextlib.contextmanager
 def opened(directory: pathlib.Path) -> Iterator['Checkpoints']:
-  """Checkpoints that are closed at the end: an unclosed save is lost."""
-  options = ocp.CheckpointManagerOptions(
-    max_to_keep=MAX_TO_KEEP, create=True, enable_async_checkpointing=True
-  )
-  with ocp.CheckpointManager(directory.absolute(), options=options) as manager:
-    yield Checkpoints(manager)
+  """Checkpoints whose last save is finished at the end."""
+  checkpoints = Checkpoints(directory)
+  try:
+    yield checkpoints
+    checkpoints.wait()
+  finally:
+    checkpoints.close()
 
 
 class Checkpoints:
   """Writes checkpoints `<directory>/<step>/` and keeps the newest 3."""
 
-  def __init__(self, manager: ocp.CheckpointManager):
-    self._manager = manager
+  def __init__(self, directory: pathlib.Path):
+    self._directory = directory.absolute()
+    self._pool = concurrent.futures.ThreadPoolExecutor(max_workers=1)
+    self._saving: concurrent.futures.Future | None = None
 
   def save(
     self, state: state_lib.MetaTrainState, record: Mapping[str, Any]
@@ -139,62 +163,77 @@ class Checkpoints:
     Args:
       state: the state; it is copied, so it may be donated afterwards.
       record: JSON values to keep beside it.
+
+    Raises:
+      StorageError: where the save before this one failed.
     """
-    step = int(state.step)
-    # A copy of the arrays: Orbax writes in the background what the next chunk
-    # will overwrite.
+    self.wait()
+    # A copy of the arrays: what is written in the background must not be what
+    # the next chunk overwrites.
     state = jax.tree.map(jnp.copy, state)
-    notes = {
-      'record': dict(record),
-      'sha256': digest(state),
-      'environment': environment(),
-    }
-    saved = self._manager.save(
-      step,
-      args=ocp.args.Composite(
-        state=ocp.args.StandardSave(state), notes=ocp.args.JsonSave(notes)
-      ),
-    )
-    if not saved:
-      raise errors.StorageError(
-        f'{self._manager.directory / str(step)}: Orbax did not save; something '
-        f'of that name is in the way, move it elsewhere and run again'
-      )
+    self._saving = self._pool.submit(self._save, state, dict(record))
 
   def wait(self) -> None:
-    """Waits until the last save is all written."""
-    self._manager.wait_until_finished()
+    """Waits until the last save is all on the disk.
+
+    Raises:
+      StorageError: where it failed.
+    """
+    if self._saving:
+      saving, self._saving = self._saving, None
+      saving.result()
+
+  def close(self) -> None:
+    """Ends the background thread."""
+    self._pool.shutdown(wait=True)
+
+  def _save(
+    self, state: state_lib.MetaTrainState, record: dict[str, Any]
+  ) -> None:
+    path = self._directory / str(int(state.step))
+    try:
+      storage.retried(lambda: _write(path, state, record), path, _FAULTS)
+    except _FAULTS as error:
+      raise errors.StorageError(
+        f'{path}: cannot be saved ({_reason(error)}); what was saved before is '
+        f'intact: mend the storage and run the same command'
+      ) from error
+    storage.retried(lambda: _settle(self._directory), self._directory)
 
 
-def digest(state: Any) -> str:
-  """SHA-256 of all leaves, with their paths, dtypes and shapes."""
-  sha = hashlib.sha256()
-  for path, leaf in jax.tree_util.tree_leaves_with_path(state):
-    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-      leaf = jax.random.key_data(leaf)
-    array = np.asarray(leaf)
-    name = jax.tree_util.keystr(path)
-    sha.update(f'{name} {array.dtype} {array.shape}'.encode())
-    sha.update(array.tobytes())
-  return sha.hexdigest()
+def _write(
+  path: pathlib.Path, state: state_lib.MetaTrainState, record: dict[str, Any]
+) -> None:
+  """Orbax's files, then the manifest, then the name; may be done again."""
+  saving = path.with_name(f'.{path.name}.saving')
+  for remains in path.parent.glob(f'{saving.name}*'):
+    shutil.rmtree(remains)
+  with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as writer:
+    writer.save(
+      saving, args=ocp.args.Composite(state=ocp.args.StandardSave(state))
+    )
+  manifest.seal(
+    saving,
+    {
+      'step': int(state.step),
+      'record': record,
+      'sha256': fingerprint.digest(state),
+      'leaves': fingerprint.describe(state),
+      'environment': fingerprint.environment(),
+    },
+  )
+  os.rename(saving, path)
 
 
-def environment() -> dict[str, str]:
-  """What the bits of a result depend on beside the program."""
-  versions = {name: metadata.version(name) for name in _PACKAGES}
-  device = jax.devices()[0]
-  return {
-    **versions,
-    'machine': platform.machine(),
-    'device': f'{device.platform} {device.device_kind}',
-    'devices': str(jax.device_count()),
-  }
+def _settle(directory: pathlib.Path) -> None:
+  """Puts a new checkpoint's name on the disk; only then older ones may go."""
+  storage.sync_directory(directory)
+  for step in _steps(directory)[MAX_TO_KEEP:]:
+    # Renamed first: half a checkpoint must not have a checkpoint's name.
+    old = directory / f'.{step}.old'
+    os.rename(directory / str(step), old)
+    shutil.rmtree(old)
 
 
-def _warn_of_changes(saved: Mapping[str, str]) -> None:
-  for name, now in environment().items():
-    if saved.get(name) != now:
-      logging.warning(
-        '%s was %s when this run was saved and is %s now: the run goes on, but '
-        'not with the same last bits', name, saved.get(name), now,
-      )  # fmt: skip
+def _reason(error: Exception) -> str:
+  return ' '.join(str(error).split())[:300]

@@ -111,9 +111,14 @@ def project(eta: Eta, bijections: Mapping[str, str]) -> Eta:
 
   def clip(name: str, value: Any) -> Any:
     low, high = make_bijection(bijections[name]).eta_range
-    return jax.tree.map(lambda v: jnp.clip(v, low, high), value)
+    return jax.tree.map(lambda v: clip_finite(v, low, high), value)
 
   return {name: clip(name, value) for name, value in eta.items()}
+
+
+def clip_finite(value: jax.Array, low: float, high: float) -> jax.Array:
+  """Clips finite values; what is not finite stays so, to be seen."""
+  return jnp.where(jnp.isfinite(value), jnp.clip(value, low, high), value)
 
 
 def flatten(tree: Eta, prefix: str) -> dict[str, Any]:

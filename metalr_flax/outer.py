@@ -41,6 +41,8 @@ class Chunk(flax.struct.PyTreeNode, kw_only=True):
   finite: jax.Array
 
 
+# Finite values beyond it are clipped: the square of 1e15 is within float32.
+MAX_META_GRAD = 1e15
 _REVERSE = meta_gradient.Estimator()
 _Carry = tuple[state_lib.MetaTrainState, Chunk]
 
@@ -118,6 +120,10 @@ def outer_step(
   metrics = dict(window.metrics)
   eta, meta_opt_state = state.eta, state.meta_opt_state
   if meta_grads is not None:
+    meta_grads = jax.tree.map(
+      lambda g: hyperparams_lib.clip_finite(g, -MAX_META_GRAD, MAX_META_GRAD),
+      meta_grads,
+    )
     updates, meta_opt_state = meta_tx.update(meta_grads, meta_opt_state, eta)
     eta = optax.apply_updates(eta, updates)
     eta = hyperparams_lib.project(eta, problem.bijections)

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends import backend_agg
 import numpy as np
 
-from metalr_flax import workdir
+from metalr_flax import storage
 
 
 def plot_learned(
@@ -53,7 +53,7 @@ def plot_learned(
   pixels = np.asarray(canvas.buffer_rgba())
   png = io.BytesIO()
   image.imsave(png, pixels, format='png')
-  workdir.write_bytes(path, png.getvalue())
+  storage.write_bytes(path, png.getvalue())
   return pixels
 
 

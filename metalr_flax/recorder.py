@@ -14,6 +14,7 @@ from metalr_flax import build
 from metalr_flax import console
 from metalr_flax import errors
 from metalr_flax import fields
+from metalr_flax import hyperparams
 from metalr_flax import inner
 from metalr_flax import outer
 from metalr_flax import records
@@ -96,6 +97,11 @@ class Recorder:
     )
     self._progress(self._first)
     self._noted = time.monotonic()
+    # What the next window uses, for the message where it fails.
+    self._learned = hyperparams.flatten(
+      hyperparams.constrain(state.eta, experiment.problem.bijections),
+      'hyperparams',
+    )
     # The newest checkpoint's step, None before there is one.
     self.saved: int | None = None
 
@@ -135,6 +141,8 @@ class Recorder:
       }
     self._metrics.append(rows)
     self._log(rows)
+    if rows:
+      self._learned = {key: rows[-1][key] for key in self._learned}
     if not chunk.finite:
       raise self._diverged(pending.first + good + 1, chunk.rows, good)
     return rate
@@ -202,12 +210,23 @@ class Recorder:
     self, step: int, columns: Mapping[str, Any], row: int
   ) -> errors.DivergedError:
     values = ', '.join(f'{key} {column[row]:g}' for key, column in
-                       columns.items())  # fmt: skip
-    return errors.DivergedError(
-      f'outer step {step}: not finite ({values}); the last good checkpoint is '
-      f'{self._last_good()}; lower inner.learning_rate or meta.learning_rate '
-      f'in a new --workdir='
+                       columns.items() if key not in self._learned)  # fmt: skip
+    used = ', '.join(
+      f'{key.partition("/")[2]} {float(value):g} (eta {self._eta(key):g})'
+      for key, value in self._learned.items()
     )
+    return errors.DivergedError(
+      f'outer step {step}: not finite ({values}) with {used}; the last good '
+      f'checkpoint is {self._last_good()}; lower inner.learning_rate or '
+      f'meta.learning_rate in a new --workdir='
+    )
+
+  def _eta(self, key: str) -> float:
+    """The eta of a learned value that has the metric key `key`."""
+    name = key.split('/')[1]
+    spec = self._experiment.problem.bijections[name]
+    inverse = hyperparams.make_bijection(spec).unconstrain
+    return inverse(float(self._learned[key]))
 
 
 def _metric_keys(

@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 import csv
-import os
+import io
 import pathlib
 from types import TracebackType
 
 import numpy as np
 
 from metalr_flax import errors
+from metalr_flax import storage
 
 _ORDER = ('train/', 'meta/', 'hyperparams/', 'params/', 'eval/', 'perf/')
 Row = Mapping[str, float]
@@ -40,33 +41,28 @@ class MetricsFile:
       size: bytes to keep; 0 starts it anew with a header.
 
     Raises:
-      WorkdirError: where the file holds less than it must.
+      WorkdirError: where the file holds less than it must, or other columns.
     """
     self._columns = ['outer_step', 'inner_step', *sort_keys(keys)]
-    if size and (not path.exists() or path.stat().st_size < size):
-      raise errors.WorkdirError(
-        f'{path}: shorter than the newest checkpoint recorded ({size} bytes); '
-        f'put the file back, or choose another --workdir='
-      )
-    self._file = path.open('a+', newline='', encoding='utf-8')
-    self._file.truncate(size)
-    self._writer = csv.writer(self._file, lineterminator='\n')
+    header = _to_csv([self._columns])
+    if size:
+      _check(path, header, size)
+    self._file = storage.AppendFile(path, size)
     if not size:
-      self._writer.writerow(self._columns)
+      self._file.write(header)
 
   def append(self, rows: Sequence[Row]) -> None:
     """Writes rows; a key that a row lacks is left blank."""
-    for row in rows:
-      cells = (row.get(column) for column in self._columns)
-      # The shortest decimal that reads back as the same float64, hence as the
-      # same float32.
-      self._writer.writerow(['' if c is None else repr(c) for c in cells])
+    cells = ([row.get(column) for column in self._columns] for row in rows)
+    # The shortest decimal that reads back as the same float64, hence as the
+    # same float32.
+    shown = [['' if c is None else repr(c) for c in row] for row in cells]
+    self._file.write(_to_csv(shown))
+    self._file.push()
 
   def flush(self) -> int:
     """Puts all rows on the disk; returns the file's size in bytes."""
-    self._file.flush()
-    os.fsync(self._file.fileno())  # a checkpoint relies on it
-    return os.fstat(self._file.fileno()).st_size
+    return self._file.sync()  # a checkpoint relies on it
 
   def __enter__(self) -> 'MetricsFile':
     return self
@@ -78,6 +74,27 @@ class MetricsFile:
     trace: TracebackType | None,
   ) -> None:
     self._file.close()
+
+
+def _to_csv(rows: Sequence[Sequence[str]]) -> bytes:
+  text = io.StringIO()
+  csv.writer(text, lineterminator='\n').writerows(rows)
+  return text.getvalue().encode()
+
+
+def _check(path: pathlib.Path, header: bytes, size: int) -> None:
+  if not path.exists() or path.stat().st_size < size:
+    raise errors.WorkdirError(
+      f'{path}: shorter than the newest checkpoint recorded ({size} bytes); '
+      f'put the file back, or choose another --workdir='
+    )
+  with open(path, 'rb') as file:
+    if file.readline() != header:
+      raise errors.WorkdirError(
+        f"{path}: has other columns than this program's "
+        f'({header.decode().strip()}); go on with the version that wrote it, '
+        f'or choose another --workdir='
+      )
 
 
 def read(path: pathlib.Path) -> dict[str, np.ndarray]:

@@ -10,6 +10,7 @@ import numpy as np
 from metalr_flax import plots
 from metalr_flax import records
 from metalr_flax import schedule
+from metalr_flax import storage
 from metalr_flax import workdir as workdir_lib
 
 # Optimizers as their papers write them.
@@ -43,12 +44,12 @@ def write(
   schedules = schedule.make_schedules(
     initial, columns, config['meta']['unroll_length']
   )
-  workdir_lib.write_json(workdir / workdir_lib.SCHEDULE, schedules)
+  storage.write_json(workdir / workdir_lib.SCHEDULE, schedules)
   picture = _plot(workdir, config, schedules, columns)
   results: dict[str, Any] = {**_last_row(columns), **evaluation}
   # JSON has no NaN.
   results = {k: v if math.isfinite(v) else None for k, v in results.items()}
-  workdir_lib.write_json(workdir / workdir_lib.RESULTS, results)
+  storage.write_json(workdir / workdir_lib.RESULTS, results)
   return results, picture
 
 

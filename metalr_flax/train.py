@@ -23,6 +23,7 @@ from metalr_flax import interrupts
 from metalr_flax import outer
 from metalr_flax import recorder as recorder_lib
 from metalr_flax import state as state_lib
+from metalr_flax import storage
 from metalr_flax import workdir as workdir_lib
 
 _CHUNK_SECS = 1.0  # a signal waits about this long
@@ -68,42 +69,41 @@ def run(run: Run, state: state_lib.MetaTrainState) -> None:
     MetalrError: for each way of ending that is not the planned one; its
       `status` is the exit status.
   """
-  run.workdir.mkdir(parents=True, exist_ok=True)
-  with workdir_lib.locked(run.workdir):
-    workdir_lib.check_config(run.workdir, run.config, run.command)
-    workdir_lib.write_json(run.workdir / workdir_lib.CONFIG, run.config)
-    directory = run.workdir / workdir_lib.STATE
-    found = checkpoint.find_newest(directory, state)
-    if found and _is_finished(run, found.step):
-      console.say(
-        f'already finished at outer step {found.step}; results in '
-        f'{run.workdir / workdir_lib.RESULTS}; a larger '
-        f'--config.num_outer_steps continues it'
-      )
-      return
-    try:
-      checkpoint.set_aside(directory, found)
-      with checkpoint.opened(directory) as checkpoints:
-        _run_locked(run, state, found, checkpoints)
-    except OSError as error:
-      raise errors.StorageError(
-        f'{error.filename or run.workdir}: {error.strerror or error}; what was '
-        f'saved before is intact: mend the storage and run the same command'
-      ) from error
+  try:
+    storage.retried(
+      lambda: run.workdir.mkdir(parents=True, exist_ok=True), run.workdir
+    )
+    with workdir_lib.locked(run.workdir):
+      _run_locked(run, state)
+  except OSError as error:
+    raise errors.StorageError(
+      f'{error.filename or run.workdir}: {error.strerror or error}; what was '
+      f'saved before is intact: mend the storage and run the same command'
+    ) from error
 
 
-def _run_locked(
-  run: Run,
-  state: state_lib.MetaTrainState,
-  found: checkpoint.Found | None,
-  checkpoints: checkpoint.Checkpoints,
-) -> None:
+def _run_locked(run: Run, state: state_lib.MetaTrainState) -> None:
+  workdir_lib.check_config(run.workdir, run.config, run.command)
+  directory = run.workdir / workdir_lib.STATE
+  found = checkpoint.find_newest(directory, state)
+  storage.write_json(run.workdir / workdir_lib.CONFIG, run.config)
+  if found and _is_finished(run, found.step):
+    console.say(
+      f'already finished at outer step {found.step}; results in '
+      f'{run.workdir / workdir_lib.RESULTS}; a larger '
+      f'--config.num_outer_steps continues it'
+    )
+    return
+  storage.retried(lambda: checkpoint.clean(directory, found), directory)
   record = recorder_lib.EMPTY_RECORD
   if found:
     state, record = found.state, found.record
-  with recorder_lib.opened(
-    run.workdir, run.config, run.experiment, state, record
-  ) as recorder:
+  with (
+    checkpoint.opened(directory) as checkpoints,
+    recorder_lib.opened(
+      run.workdir, run.config, run.experiment, state, record
+    ) as recorder,
+  ):
     recorder.greet(resumed=bool(found))
     state = _loop(run, state, checkpoints, recorder, resumed=bool(found))
     recorder.finish(run.experiment.evaluate(state.params, state.model_state))

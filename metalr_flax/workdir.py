@@ -29,22 +29,6 @@ STATE = 'state'
 PLOT = 'plots/learning_rate.png'
 
 
-def write_bytes(path: pathlib.Path, content: bytes) -> None:
-  """Replaces a file as a whole: readers see the old one or the new one."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_name(f'.{path.name}.tmp')
-  with open(temporary, 'wb') as file:
-    file.write(content)
-    file.flush()
-    os.fsync(file.fileno())
-  os.replace(temporary, path)
-
-
-def write_json(path: pathlib.Path, value: Any) -> None:
-  """Replaces a JSON file as a whole."""
-  write_bytes(path, (json.dumps(value, indent=2) + '\n').encode())
-
-
 def check_writable(path: pathlib.Path) -> None:
   """Refuses a workdir that could not be written, leaving nothing behind.
 

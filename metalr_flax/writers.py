@@ -8,9 +8,12 @@ imported; all other parts of CLU are the genuine ones. (TensorFlow would cost
 """
 
 from collections.abc import Mapping
+import functools
 import io
+import itertools
 import os
 import pathlib
+import socket
 import sys
 import time
 import types
@@ -27,55 +30,70 @@ from tensorboard.plugins.hparams import summary_v2 as hparams_summary
 from tensorboard.plugins.image import metadata as image_metadata
 from tensorboard.plugins.scalar import summary_v2 as scalar_summary
 from tensorboard.plugins.text import summary_v2 as text_summary
-from tensorboard.summary.writer import event_file_writer
+from tensorboard.summary.writer import record_writer
+
+from metalr_flax import storage
 
 _LEAF = 'clu.metric_writers.tf.summary_writer'
 _SWITCH = 'tensorboard.compat.notf'
+_UNIQUE = itertools.count()
 
 
 class SummaryWriter:
   """What CLU's writer of the same name does, without TensorFlow."""
 
   def __init__(self, logdir: str, first: int = 0):
-    self._file = event_file_writer.EventFileWriter(logdir)
+    now, process = time.time(), f'{socket.gethostname()}.{os.getpid()}'
+    name = f'events.out.tfevents.{int(now):010d}.{process}.{next(_UNIQUE)}'
+    # TensorBoard's own file writer hangs for ever after a fault.
+    self._file = storage.AppendFile(pathlib.Path(logdir) / name, 0)
+    self._records = record_writer.RecordWriter(self._file)
+    self._write(event_pb2.Event(wall_time=now, file_version='brain.Event:2'))
     # A TensorBoard that watched all along drops what is about to come again.
     start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-    self._file.add_event(
-      event_pb2.Event(wall_time=time.time(), step=first + 1, session_log=start)
+    self._write(
+      event_pb2.Event(wall_time=now, step=first + 1, session_log=start)
     )
 
   def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
     """Writes each scalar under its name."""
     for name, value in scalars.items():
       self._add(step, scalar_summary.scalar_pb(name, np.float32(value)))
+    self._file.push()
 
   def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
     """Writes each text (Markdown) under its name."""
     for name, text in texts.items():
       self._add(step, text_summary.text_pb(name, text))
+    self._file.push()
 
   def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
     """Writes each picture, uint8 [height, width, channels]."""
     for name, image in images.items():
       self._add(step, _image_pb(name, image))
+    self._file.push()
 
   def write_hparams(self, hparams: Mapping[str, Any]) -> None:
     """Writes the run's hyperparameters, at step 0."""
     # Without a trial's name the table names each row after its run.
     self._add(0, hparams_summary.hparams_pb(dict(hparams), trial_id=''))
+    self._file.push()
 
   def flush(self) -> None:
-    """Hands all events to the system."""
-    self._file.flush()
+    """Puts all events on the disk."""
+    self._file.sync()
 
   def close(self) -> None:
-    """Flushes and closes the file."""
+    """Closes the file; flush it before."""
     self._file.close()
 
   def _add(self, step: int, summary: summary_pb2.Summary) -> None:
-    self._file.add_event(
+    self._write(
       event_pb2.Event(wall_time=time.time(), step=step, summary=summary)
     )
+
+  def _write(self, event: event_pb2.Event) -> None:
+    self._records.write(event.SerializeToString())
 
 
 def _image_pb(name: str, image: np.ndarray) -> summary_pb2.Summary:
@@ -142,10 +160,17 @@ def cut_events(workdir: pathlib.Path, sizes: Mapping[str, int]) -> None:
     sizes: bytes to keep of each by name; a file not named is removed.
   """
   for path in workdir.glob('events.out.tfevents.*'):
-    if path.name not in sizes:
-      path.unlink()
-    elif path.stat().st_size > sizes[path.name]:
-      os.truncate(path, sizes[path.name])
+    storage.retried(
+      functools.partial(_cut, path, sizes.get(path.name, 0)), path
+    )
+  storage.retried(lambda: storage.sync_directory(workdir), workdir)
+
+
+def _cut(path: pathlib.Path, size: int) -> None:
+  if not size:
+    path.unlink(missing_ok=True)
+  elif path.stat().st_size > size:
+    os.truncate(path, size)
 
 
 def event_sizes(workdir: pathlib.Path) -> dict[str, int]:
@@ -159,12 +184,13 @@ def event_sizes(workdir: pathlib.Path) -> dict[str, int]:
 def make_writer(
   workdir: pathlib.Path, first: int
 ) -> metric_writers.MetricWriter:
-  """CLU's asynchronous writer of TensorBoard events into a folder.
+  """CLU's writer of TensorBoard events into a folder.
+
+  Not the asynchronous one: it answers a full disk with a traceback of its own,
+  and there is nothing to wait for.
 
   Args:
     workdir: the folder.
     first: outer steps done before; what is there of later ones is void.
   """
-  return metric_writers.AsyncMultiWriter(
-    [SummaryWriter(os.fspath(workdir), first)]
-  )
+  return metric_writers.MultiWriter([SummaryWriter(os.fspath(workdir), first)])

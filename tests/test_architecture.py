@@ -12,10 +12,10 @@ import metalr_flax
 PACKAGE = pathlib.Path(metalr_flax.__file__).parent
 # From the bottom up: a module imports only from lines above its own.
 LAYERS = [
-  {'errors', 'ranges', 'state', 'interrupts', 'fields', 'jaxprs'},
+  {'errors', 'ranges', 'state', 'interrupts', 'fields', 'jaxprs', 'storage'},
   {'products', 'hyperparams', 'optimizers', 'curvature', 'safe_derivatives'},
   {'config', 'schedule', 'inner'},
-  {'workdir'},
+  {'workdir', 'manifest', 'fingerprint'},
   {'problem', 'evaluate', 'records', 'plots', 'cli'},
   {'forward', 'window'},
   {'forward_gradient'},

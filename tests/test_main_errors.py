@@ -16,6 +16,7 @@ import pytest
 
 from metalr_flax import cli
 from metalr_flax import errors
+from metalr_flax import storage
 from metalr_flax import workdir as workdir_lib
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -149,7 +150,7 @@ def test_a_changed_config_is_refused_with_a_command_that_works(
   tmp_path, without_jax
 ):
   used = tmp_path / 'my runs'  # a space: the command has to quote it
-  workdir_lib.write_json(used / 'config.json', resolved())
+  storage.write_json(used / 'config.json', resolved())
   (tmp_path / 'my runs-2').mkdir()
   before = snapshot(tmp_path)
   argv = [DEFAULT, '--config.seed=1']
@@ -257,7 +258,7 @@ def workdir_error(path, *overrides):
 @pytest.fixture
 def used(tmp_path):
   path = tmp_path / 'run'
-  workdir_lib.write_json(path / 'config.json', resolved())
+  storage.write_json(path / 'config.json', resolved())
   return path
 
 
@@ -317,7 +318,7 @@ def test_a_config_of_something_else_is_refused(content, used):
 @pytest.mark.parametrize('steps', ['2000', None, [2000]])
 def test_steps_of_something_else_are_refused(steps, used):
   config = {**resolved(), 'num_outer_steps': steps}
-  workdir_lib.write_json(used / 'config.json', config)
+  storage.write_json(used / 'config.json', config)
   assert 'num_outer_steps=' in workdir_error(used)
 
 

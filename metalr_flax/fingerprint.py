@@ -1,0 +1,85 @@
+"""What a state is, in words: to tell whether another is the same."""
+
+from collections.abc import Mapping
+import hashlib
+from importlib import metadata
+import pathlib
+import platform
+from typing import Any
+
+from absl import logging
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from metalr_flax import errors
+
+_PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'numpy')
+
+
+def digest(state: Any) -> str:
+  """SHA-256 of all leaves, with their paths, dtypes and shapes."""
+  sha = hashlib.sha256()
+  for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+      leaf = jax.random.key_data(leaf)
+    array = np.asarray(leaf)
+    name = jax.tree_util.keystr(path)
+    sha.update(f'{name} {array.dtype} {array.shape}'.encode())
+    sha.update(array.tobytes())
+  return sha.hexdigest()
+
+
+def describe(state: Any) -> dict[str, str]:
+  """Every leaf's dtype and shape, by path."""
+  return {
+    jax.tree_util.keystr(path, simple=True, separator='/'): (
+      f'{leaf.dtype}{list(leaf.shape)}'
+    )
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+  }
+
+
+def environment() -> dict[str, str]:
+  """What the bits of a result depend on beside the program."""
+  versions = {name: metadata.version(name) for name in _PACKAGES}
+  device = jax.devices()[0]
+  return {
+    **versions,
+    'machine': platform.machine(),
+    'device': f'{device.platform} {device.device_kind}',
+    'devices': str(jax.device_count()),
+  }
+
+
+def warn_of_changes(saved: Mapping[str, str]) -> None:
+  """Warns where the bits may come out otherwise than in the run saved."""
+  for name, now in environment().items():
+    if saved.get(name) != now:
+      logging.warning(
+        '%s was %s when this run was saved and is %s now: the run goes on, but '
+        'not with the same last bits', name, saved.get(name), now,
+      )  # fmt: skip
+
+
+def check_structure(
+  path: pathlib.Path, saved: Mapping[str, str], wanted: Mapping[str, str]
+) -> None:
+  """Refuses a checkpoint of other leaves, by name: nothing is ever cast.
+
+  Args:
+    path: the checkpoint, for the message.
+    saved: what `describe` said when it was saved.
+    wanted: what it says of this program's state.
+
+  Raises:
+    WorkdirError: naming the first leaf that differs.
+  """
+  for name in sorted({*saved, *wanted}):
+    before, now = saved.get(name, 'absent'), wanted.get(name, 'absent')
+    if before != now:
+      raise errors.WorkdirError(
+        f'{path}: {name} is {before} there and {now} in this program; go on '
+        f'with the code, versions and JAX_ENABLE_X64 that saved it, or choose '
+        f'another --workdir='
+      )

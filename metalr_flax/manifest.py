@@ -1,0 +1,97 @@
+"""A directory's manifest: what must be in it, to the bit.
+
+Orbax loads a large array with a flipped bit without a word, and takes an empty
+directory for a checkpoint. A manifest lists the SHA-256 of every file, and is
+written last: a directory without one was never finished.
+"""
+
+from collections.abc import Mapping
+import hashlib
+import json
+import os
+import pathlib
+from typing import Any
+
+from metalr_flax import storage
+
+NAME = 'manifest.json'
+
+
+class DamagedError(Exception):
+  """A file of a sealed directory is not what its manifest says."""
+
+
+def seal(directory: pathlib.Path, notes: Mapping[str, Any]) -> None:
+  """Puts a directory on the disk: its files, then its manifest, then itself.
+
+  Args:
+    directory: all of its files are written.
+    notes: JSON values to keep in the manifest.
+  """
+  files = {
+    str(path.relative_to(directory)): storage.hash_and_sync(path)
+    for path in sorted(directory.rglob('*'))
+    if path.is_file()
+  }
+  for path in directory.rglob('*'):
+    if path.is_dir():
+      storage.sync_directory(path)
+  content = {'files': files, 'notes': dict(notes)}
+  with open(directory / NAME, 'wb') as file:
+    file.write(_encode(content))
+    file.flush()
+    os.fsync(file.fileno())
+  storage.sync_directory(directory)
+
+
+def verify(directory: pathlib.Path) -> dict[str, Any]:
+  """Reads every file of a sealed directory and compares.
+
+  Returns:
+    The notes.
+
+  Raises:
+    DamagedError: naming the file and what is wrong with it.
+    OSError: where the storage does not answer.
+  """
+  content = _read(directory)
+  found = {
+    str(path.relative_to(directory))
+    for path in directory.rglob('*')
+    if not path.is_dir()
+  }
+  for name in sorted({*content['files'], *found} - {NAME}):
+    if name not in content['files']:
+      raise DamagedError(f'{name} does not belong there')
+    if name not in found:
+      raise DamagedError(f'{name} is missing')
+    with open(directory / name, 'rb') as file:
+      if (
+        hashlib.file_digest(file, 'sha256').hexdigest()
+        != (content['files'][name])
+      ):
+        raise DamagedError(f'{name} is not as it was written')
+  return content['notes']
+
+
+def _read(directory: pathlib.Path) -> dict[str, Any]:
+  try:
+    raw = (directory / NAME).read_bytes()
+  except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+    raise DamagedError(f'{NAME} is missing') from error
+  try:
+    content = json.loads(raw)
+    content.pop('sha256')
+    if _encode(content) == raw:
+      return content
+  except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
+    pass
+  raise DamagedError(f'{NAME} is not as it was written')
+
+
+def _encode(content: dict[str, Any]) -> bytes:
+  """JSON with a digest of its own: the same content is the same bytes."""
+  body = json.dumps(content, sort_keys=True)
+  sha256 = hashlib.sha256(body.encode()).hexdigest()
+  text = json.dumps({**content, 'sha256': sha256}, sort_keys=True, indent=1)
+  return text.encode() + b'\n'
