@@ -21,11 +21,12 @@ class DamagedError(Exception):
   """A file of a sealed directory is not what its manifest says."""
 
 
-def seal(directory: pathlib.Path, notes: Mapping[str, Any]) -> None:
+def seal(directory: pathlib.Path, name: str, notes: Mapping[str, Any]) -> None:
   """Puts a directory on the disk: its files, then its manifest, then itself.
 
   Args:
     directory: all of its files are written.
+    name: what it will be called.
     notes: JSON values to keep in the manifest.
   """
   files = {
@@ -36,7 +37,7 @@ def seal(directory: pathlib.Path, notes: Mapping[str, Any]) -> None:
   for path in directory.rglob('*'):
     if path.is_dir():
       storage.sync_directory(path)
-  content = {'files': files, 'notes': dict(notes)}
+  content = {'name': name, 'files': files, 'notes': dict(notes)}
   with open(directory / NAME, 'wb') as file:
     file.write(_encode(content))
     file.flush()
@@ -55,6 +56,8 @@ def verify(directory: pathlib.Path) -> dict[str, Any]:
     OSError: where the storage does not answer.
   """
   content = _read(directory)
+  if content['name'] != directory.name:
+    raise DamagedError(f'{NAME} is that of {content["name"]}')
   found = {
     str(path.relative_to(directory))
     for path in directory.rglob('*')
@@ -65,13 +68,17 @@ def verify(directory: pathlib.Path) -> dict[str, Any]:
       raise DamagedError(f'{name} does not belong there')
     if name not in found:
       raise DamagedError(f'{name} is missing')
-    with open(directory / name, 'rb') as file:
-      if (
-        hashlib.file_digest(file, 'sha256').hexdigest()
-        != (content['files'][name])
-      ):
-        raise DamagedError(f'{name} is not as it was written')
+    if _hash(directory / name) != content['files'][name]:
+      raise DamagedError(f'{name} is not as it was written')
   return content['notes']
+
+
+def _hash(path: pathlib.Path) -> str | None:
+  try:
+    with open(path, 'rb') as file:
+      return hashlib.file_digest(file, 'sha256').hexdigest()
+  except FileNotFoundError:  # a link to nowhere
+    return None
 
 
 def _read(directory: pathlib.Path) -> dict[str, Any]:
