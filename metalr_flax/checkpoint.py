@@ -5,7 +5,7 @@ on the disk: Orbax writes it under another name, `manifest` seals it, and it is
 renamed. A step without an intact manifest does not count.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 import concurrent.futures
 import contextlib
 import functools
@@ -13,6 +13,7 @@ import os
 import pathlib
 import re
 import shutil
+import sys
 from typing import Any, NamedTuple
 
 from absl import logging
@@ -137,12 +138,23 @@ def _read(path: pathlib.Path, template: state_lib.MetaTrainState) -> Found:
 @contextlib.contextmanager
 def opened(directory: pathlib.Path) -> Iterator['Checkpoints']:
   """Checkpoints whose last save is finished at the end."""
-  checkpoints = Checkpoints(directory)
+  checkpoints, hook = Checkpoints(directory), sys.unraisablehook
+  sys.unraisablehook = functools.partial(_show, hook)
   try:
     yield checkpoints
     checkpoints.wait()
   finally:
     checkpoints.close()
+    sys.unraisablehook = hook
+
+
+def _show(hook: Callable[[Any], Any], unraisable: Any) -> None:
+  """Hides what TensorStore prints when Orbax no longer waits for an answer.
+
+  After a failed write its other writes find their event loop closed.
+  """
+  if str(unraisable.exc_value) != 'Event loop is closed':
+    hook(unraisable)
 
 
 class Checkpoints:

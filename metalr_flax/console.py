@@ -22,6 +22,8 @@ def set_up_logging() -> None:
 
 
 def _is_for_people(record: python_logging.LogRecord) -> bool:
+  if record.exc_info and f'{os.sep}orbax{os.sep}' in record.pathname:
+    return False  # it raises the same error, which gets a line of ours
   ours = f'{os.sep}metalr_flax{os.sep}', f'{os.sep}clu{os.sep}'
   return record.levelno >= python_logging.WARNING or any(
     folder in record.pathname for folder in ours

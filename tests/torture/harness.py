@@ -51,7 +51,7 @@ class Servers:
   """Two processes that fork a run for each trial."""
 
   def __init__(self, folder, library):
-    self._folder = folder
+    self.folder = folder
     self._number = iter(range(10**9))
     environment = {
       **runs.environment(),
@@ -81,8 +81,8 @@ class Servers:
   def run(self, workdir, fields=None, fault=None, **order):
     """Runs the trainer once; see server.py for the order."""
     number = next(self._number)
-    output = self._folder / f'{number}.out'
-    fired = self._folder / f'{number}.fired'
+    output = self.folder / f'{number}.out'
+    fired = self.folder / f'{number}.fired'
     if fault:
       fault = {'pattern': f'{workdir}/*', 'fired': str(fired), **fault}
     order |= {
