@@ -1,5 +1,6 @@
 """A strict session: warnings are errors, and no silent broadcasting."""
 
+import hypothesis
 import jax
 import pytest
 
@@ -12,6 +13,18 @@ def pytest_addoption(parser):
     action='store_true',
     help='all trials of tests/torture, not the tenth that CI does',
   )
+
+
+def pytest_configure(config):
+  count = 2000 if config.getoption('--full') else 200
+  hypothesis.settings.register_profile(
+    'ours',
+    max_examples=count,
+    derandomize=True,
+    database=None,
+    deadline=None,
+  )
+  hypothesis.settings.load_profile('ours')
 
 
 @pytest.fixture

@@ -14,7 +14,6 @@ import shlex
 
 from hypothesis import example
 from hypothesis import given
-from hypothesis import settings
 from hypothesis import strategies as st
 import jax
 import jax.numpy as jnp
@@ -604,9 +603,6 @@ FIELDS = st.sampled_from(sorted(FITTING)).flatmap(
 OTHERS = st.tuples(
   st.sampled_from(['meta', 'task', 'sed', 'meta.new', 'inner.kwargs', '']), ODD
 )
-SETTINGS = settings(
-  derandomize=True, database=None, deadline=None, max_examples=200
-)
 
 
 def assert_resolved_or_refused(function, *args):
@@ -621,7 +617,6 @@ def assert_resolved_or_refused(function, *args):
   assert re.fullmatch(r'[^\n]+; [^\n]+', str(refusal))
 
 
-@SETTINGS
 @given(st.lists(st.one_of(*[FIELDS] * 9, OTHERS), min_size=1, max_size=4))
 @example([('meta.learned', {'learning_rate': ['sigmoid']})])
 @example([('inner.learning_rate', 10**400)])
@@ -630,7 +625,6 @@ def test_no_config_ends_in_another_exception(pairs):
   assert_resolved_or_refused(config_lib.resolve, changed(pairs))
 
 
-@SETTINGS
 @given(st.dictionaries(KEYS | st.sampled_from(sorted(FITTING)), ODD | PLAIN))
 @example({})
 @example({1: 2})
@@ -654,7 +648,6 @@ NOISE = st.one_of(
 )
 
 
-@SETTINGS
 @given(
   st.lists(
     st.one_of(*[FIELDS.map(as_argument)] * 9, NOISE), min_size=1, max_size=4

@@ -78,17 +78,16 @@ class Servers:
       assert process.stdout.readline() == 'ready\n'
       self._free.put(process)
 
-  def run(self, workdir, fields=None, fault=None, **order):
+  def run(self, workdir, fields=None, fault=None, config='digits_mlp', **order):
     """Runs the trainer once; see server.py for the order."""
     number = next(self._number)
     output = self.folder / f'{number}.out'
     fired = self.folder / f'{number}.fired'
     if fault:
       fault = {'pattern': f'{workdir}/*', 'fired': str(fired), **fault}
+    base = FIELDS if config == 'digits_mlp' else {}
     order |= {
-      'argv': runs.command(
-        workdir, 'digits_mlp', **{**FIELDS, **(fields or {})}
-      ),
+      'argv': runs.command(workdir, config, **{**base, **(fields or {})}),
       'output': str(output),
       'fault': fault,
     }
