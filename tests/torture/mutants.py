@@ -1,0 +1,131 @@
+"""Is the suite worth anything? Plants faults and looks whether tests see them.
+
+  python tests/torture/mutants.py [number ...]
+
+Each deliberate fault goes into a copy of the project, where the test meant for
+it must fail; without any fault those tests must pass. Not a part of CI: it takes
+about ten minutes on two cores.
+"""
+
+import concurrent.futures
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+from typing import NamedTuple
+
+ROOT = pathlib.Path(__file__).parents[2]
+T = 'tests/torture/'
+
+
+class Mutant(NamedTuple):
+  """A fault: in `file`, `old` becomes `new`, and `test` must fail."""
+
+  what: str
+  file: str
+  old: str
+  new: str
+  test: str
+
+
+MUTANTS = [
+  Mutant('the data position is not restored', 'train', 'state, record = found.state, found.record', 'state, record = found.state.replace(data_state=state.data_state), found.record', f'{T}test_kills.py::test_resume_at_every_step'),
+  Mutant('the tangents are not restored', 'train', 'state, record = found.state, found.record', 'state, record = found.state.replace(tangents=state.tangents), found.record', f'{T}test_kills.py::test_resume_at_every_step'),
+  Mutant("the outer optimizer's state is not restored", 'train', 'state, record = found.state, found.record', 'state, record = found.state.replace(meta_opt_state=state.meta_opt_state), found.record', f'{T}test_kills.py::test_resume_at_every_step'),
+  Mutant('rows after the checkpoint are kept', 'storage', 'retried(lambda: os.ftruncate(self._descriptor, size), path)', 'size = max(size, os.fstat(self._descriptor).st_size)', f'{T}test_kills.py::test_kills_at_file_operations'),
+  Mutant('events after the checkpoint are kept', 'writers', 'os.truncate(path, size)', 'pass', f'{T}test_kills.py::test_kills_at_file_operations'),
+  Mutant('event files of a lost part are kept', 'writers', 'path.unlink(missing_ok=True)', 'pass', f'{T}test_kills.py::test_kills_at_file_operations'),
+  Mutant('the manifest is written before the data', 'checkpoint', '  with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as writer:\n    writer.save(', '  saving.mkdir()\n  (saving / manifest.NAME).write_text("{}")\n  with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as writer:\n    writer.save(', f'{T}test_order.py'),
+  Mutant("the manifest's fsync is skipped", 'manifest', '    os.fsync(file.fileno())\n', '', f'{T}test_order.py'),
+  Mutant("the files' fsync is skipped", 'storage', '    os.fsync(file.fileno())\n    while', '    while', f'{T}test_order.py'),
+  Mutant("the new name's fsync is skipped", 'checkpoint', "  storage.sync_directory(directory)\n  for step in _steps(directory)[MAX_TO_KEEP:]", "  for step in _steps(directory)[MAX_TO_KEEP:]", f'{T}test_order.py'),
+  Mutant("the rows' fsync is skipped", 'storage', '        os.fsync(self._descriptor)\n', '        pass\n', f'{T}test_order.py'),
+  Mutant('a checkpoint gets its name before it is sealed', 'checkpoint', '  manifest.seal(\n    saving,', '  os.rename(saving, path)\n  saving = path\n  manifest.seal(\n    saving,', f'{T}test_order.py'),
+  Mutant("the files' hashes are not compared", 'manifest', "if _hash(directory / name) != content['files'][name]:", 'if False:', f'{T}test_corruption.py::test_corruptions_of_ten_kinds'),
+  Mutant("the manifest's own digest is not compared", 'manifest', '    if _encode(content) == raw:\n', '    if content:\n', f'{T}test_corruption.py::test_corruptions_of_ten_kinds'),
+  Mutant('files that do not belong are not seen', 'manifest', "    if name not in content['files']:\n", "    if name not in content['files']:\n      continue\n    if name == '':\n", f'{T}test_corruption.py::test_corruptions_of_ten_kinds'),
+  Mutant('there is no falling back', 'checkpoint', '  steps = _steps(directory)\n  for step in steps:\n    path', '  steps = _steps(directory)[:1]\n  for step in steps:\n    path', f'{T}test_corruption.py::test_corruptions_of_ten_kinds'),
+  Mutant('damaged checkpoints are deleted', 'checkpoint', '      path.rename(aside)', '      shutil.rmtree(path)', f'{T}test_corruption.py::test_a_run_goes_on_from_the_step_before_and_loses_nothing'),
+  Mutant('another structure is not refused', 'fingerprint', '    if before != now:', '    if False:', f'{T}test_corruption.py::test_another_structure_is_refused_by_name'),
+  Mutant('the lock is not taken', 'workdir', '    fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)', '    pass', f'{T}test_storage.py::test_a_killed_runs_lock_does_not_block_and_readers_never_wait'),
+  Mutant('a fault is not tried again', 'storage', 'RETRY_SECS = (0.05, 0.5, 2.0)', 'RETRY_SECS = ()', f'{T}test_storage.py::test_injected_faults'),
+  Mutant('a failed fsync is taken for done', 'storage', '        self._written = 0  # the system may have dropped them: all anew\n        raise', '        pass', f'{T}test_storage.py::test_injected_faults'),
+  Mutant('only two checkpoints are kept', 'checkpoint', 'MAX_TO_KEEP = 3', 'MAX_TO_KEEP = 2', f'{T}test_corruption.py::test_corruptions_of_ten_kinds'),
+  Mutant('a signal is not looked at', 'train', '  while step < run.num_outer_steps and not run.stop:', '  while step < run.num_outer_steps:', 'tests/test_resume.py::test_sigterm_saves_and_the_same_command_goes_on'),
+  Mutant('the state is not saved at a signal', 'train', '  if saved != step:\n', '  if saved != step and not run.stop:\n', f'{T}test_kills.py::test_signals_in_every_phase'),
+  Mutant('a changed config is not refused', 'workdir', '    if before != after and not _may_change(name, before, after):', '    if False:', f'{T}test_storage.py::test_a_changed_config_is_refused'),
+  Mutant('what is not finite does not end the run', 'outer', '    return (chunk.count < num_steps) & chunk.finite', '    return chunk.count < num_steps', f'{T}test_divergence.py::test_injected_values_end_the_run_at_their_step'),
+  Mutant('infinity is clipped into sight', 'hyperparams', '  return jnp.where(jnp.isfinite(value), jnp.clip(value, low, high), value)', '  return jnp.clip(value, low, high)', f'{T}test_divergence.py::test_injected_values_end_the_run_at_their_step'),
+  Mutant('the state is not looked at for what is not finite', 'outer', '    finite = _all_finite((state, metrics))', '    finite = _all_finite(metrics)', f'{T}test_divergence.py::test_injected_values_end_the_run_at_their_step'),
+  Mutant('JAX is imported before the config is checked', 'config', 'import difflib', 'import jax  # noqa\nimport difflib', f'{T}test_invalid.py'),
+]  # fmt: skip
+
+
+def copy(folder: pathlib.Path) -> pathlib.Path:
+  """A copy of what git tracks, for one fault."""
+  path = pathlib.Path(tempfile.mkdtemp(dir=folder))
+  names = subprocess.run(
+    ['git', 'ls-files', '-z'], cwd=ROOT, capture_output=True, check=True
+  ).stdout.decode()
+  for name in filter(None, names.split('\0')):
+    target = path / name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy2(ROOT / name, target)
+  return path
+
+
+def run(path: pathlib.Path, *tests: str) -> subprocess.CompletedProcess:
+  """Runs tests of a copy, which imports itself and not this project."""
+  return subprocess.run(
+    [sys.executable, '-m', 'pytest', '-x', '-p', 'no:cacheprovider', *tests],
+    cwd=path,
+    env={**os.environ, 'PYTHONPATH': str(path)},
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+
+
+def try_out(folder: pathlib.Path, mutant: Mutant) -> str:
+  """'caught', or what went otherwise."""
+  path = copy(folder)
+  file = path / 'metalr_flax' / f'{mutant.file}.py'
+  source = file.read_text()
+  if source.count(mutant.old) != 1:
+    return f'NOT PLANTED: {source.count(mutant.old)} places for it'
+  file.write_text(source.replace(mutant.old, mutant.new))
+  process = run(path, mutant.test)
+  shutil.rmtree(path)
+  if process.returncode == 0:
+    return 'NOT CAUGHT'
+  if process.returncode != 1 or 'error' in process.stdout.splitlines()[-1]:
+    return f'NO TEST RESULT: {process.stdout[-500:]}{process.stderr[-500:]}'
+  return 'caught'
+
+
+def main() -> int:
+  """Tries all of them, two at a time; 0 where all are caught."""
+  chosen = [MUTANTS[int(a) - 1] for a in sys.argv[1:]] or MUTANTS
+  missed = 0
+  with (
+    tempfile.TemporaryDirectory() as folder,
+    concurrent.futures.ThreadPoolExecutor(2) as pool,
+  ):
+    path = pathlib.Path(folder)
+    results = pool.map(lambda m: try_out(path, m), chosen)
+    for number, (mutant, result) in enumerate(
+      zip(chosen, results, strict=True), 1
+    ):
+      print(f'{number:2d} {mutant.what}: {result}', flush=True)
+      missed += result != 'caught'
+    print('without any fault: ', end='', flush=True)
+    clean = run(copy(path), *sorted({m.test for m in chosen}))
+    print('passes' if clean.returncode == 0 else clean.stdout[-2000:])
+  print(f'{len(chosen) - missed} of {len(chosen)} caught')
+  return int(missed > 0 or clean.returncode != 0)
+
+
+if __name__ == '__main__':
+  sys.exit(main())
