@@ -48,7 +48,9 @@ def run(
     dF/deta with eta's structure, and what the window leaves behind.
   """
   eta_dots = forward.directions(eta, per_group=per_group)
-  contract = _make_contract(eta, inner, problem, per_group=per_group)
+  contract = make_contract(
+    eta, inner.params, labels=problem.labels, per_group=per_group
+  )
   inner, data_state, tangents, meta_grads, metrics = forward.unroll(
     eta,
     inner,
@@ -123,14 +125,17 @@ def _held_out(
   return meta_loss, {**forward.leaves_of('params', grads), **named}
 
 
-def _make_contract(
-  eta: Eta,
-  inner: state_lib.InnerState,
-  problem: problem_lib.Problem,
-  *,
-  per_group: bool,
+def make_contract(
+  eta: Eta, params: PyTree, *, labels: PyTree | None, per_group: bool
 ) -> forward.Contract:
-  """How the slope of a loss in the directions becomes its slope in eta."""
+  """How the slope of a loss in the directions becomes its slope in eta.
+
+  Args:
+    eta: the meta-parameters.
+    params: the model's weights, for their paths.
+    labels: the group's name of each, None where there are no groups.
+    per_group: whether each group has a direction of its own.
+  """
   if per_group:
     treedef = jax.tree.structure(eta)
 
@@ -141,16 +146,17 @@ def _make_contract(
       return jax.tree.unflatten(treedef, list(dots))
 
     return by_direction
-  paths = forward.leaves_of('params', inner.params)
-  labels: dict[str, Any] = dict.fromkeys(paths, '')
-  if problem.labels is not None:
-    labels = forward.leaves_of('params', problem.labels)
+  label_of: dict[str, Any] = dict.fromkeys(
+    forward.leaves_of('params', params), ''
+  )
+  if labels is not None:
+    label_of = forward.leaves_of('params', labels)
 
   def by_label(dots: jax.Array, grads: dict, tangents: forward.Tangents) -> Eta:
-    slopes = dict.fromkeys(labels.values(), jnp.zeros_like(dots))
+    slopes = dict.fromkeys(label_of.values(), jnp.zeros_like(dots))
     for path, z in tangents.items():
-      if path in labels:
-        slopes[labels[path]] += _dot(grads[path], z)
+      if path in label_of:
+        slopes[label_of[path]] += _dot(grads[path], z)
     # Sorted, as JAX returns dicts: Z's rows must not depend on who made eta.
     return {
       name: {label: slopes[label][i] for label in eta[name]}

@@ -79,6 +79,22 @@ def update(
   for_reverse: bool = False,
 ) -> tuple[PyTree, optax.OptState]:
   """The optimizer's own update, bit for bit, with finite derivatives."""
+  updates, opt_state = propose(
+    params, opt_state, grads, hyperparams, tx=tx, for_reverse=for_reverse
+  )
+  return optax.apply_updates(params, updates), opt_state
+
+
+def propose(
+  params: PyTree,
+  opt_state: optax.OptState,
+  grads: PyTree,
+  hyperparams: Mapping[str, Any],
+  *,
+  tx: optax.GradientTransformation,
+  for_reverse: bool = False,
+) -> tuple[PyTree, optax.OptState]:
+  """The same, before the updates are added to the parameters."""
   opt_state = optimizers.with_hyperparams(opt_state, hyperparams)
   safe_update = safe_derivatives.safely(tx.update, for_reverse=for_reverse)
   updates, opt_state = safe_update(grads, opt_state, params)
@@ -86,7 +102,7 @@ def update(
   opt_state = optimizers.with_hyperparams(
     opt_state, jax.lax.stop_gradient(dict(hyperparams))
   )
-  return optax.apply_updates(params, updates), opt_state
+  return updates, opt_state
 
 
 def unroll(

@@ -106,6 +106,24 @@ def with_hyperparams(
   )
 
 
+def find_hyperparams(opt_state: optax.OptState) -> dict[str, Any]:
+  """The injected hyperparameters of a state that are numbers, by name.
+
+  One given as a schedule is left out: optax computes it anew at each update,
+  whatever is written.
+  """
+  found: dict[str, Any] = {}
+  for node in jax.tree.leaves(opt_state, is_leaf=_is_injected):
+    if _is_injected(node):
+      scheduled = getattr(node, 'hyperparams_states', {})
+      found |= {
+        name: value
+        for name, value in node.hyperparams.items()
+        if name not in scheduled
+      }
+  return found
+
+
 def init_state(
   tx: optax.GradientTransformation, params: PyTree
 ) -> optax.OptState:

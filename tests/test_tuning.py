@@ -1,0 +1,330 @@
+"""The drop-in, in everybody's loop."""
+
+import functools
+
+from flax import nnx
+from flax.training import train_state
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+import pytest
+
+import metalr_flax
+
+OPTIMIZERS = {
+  'sgd': functools.partial(optax.sgd, momentum=0.9),
+  'rmsprop': optax.rmsprop,
+  'adam': optax.adam,
+  'adamw': optax.adamw,
+}
+
+
+def injected(name='adam', rate=1e-3, **arguments):
+  return optax.inject_hyperparams(OPTIMIZERS[name])(rate, **arguments)
+
+
+@pytest.fixture(scope='module')
+def data():
+  x = jax.random.normal(jax.random.key(0), (256, 8))
+  y = jnp.sin(x @ jax.random.normal(jax.random.key(1), (8, 2)))
+  return x, y
+
+
+@pytest.fixture(scope='module')
+def params():
+  a, b = jax.random.split(jax.random.key(2))
+  return {
+    'a': jax.random.normal(a, (8, 32)) / 3,
+    'b': jax.random.normal(b, (32, 2)) / 6,
+  }
+
+
+def loss_fn(params, batch):
+  x, y = batch
+  return jnp.mean((jnp.tanh(x @ params['a']) @ params['b'] - y) ** 2)
+
+
+def batch_at(data, step):
+  rows = jax.random.randint(
+    jax.random.fold_in(jax.random.key(3), step), (16,), 0, 256
+  )
+  return jax.tree.map(lambda a: a[rows], data)
+
+
+def train(tx, params, data, steps=50, state=None, first=0):
+  """A bare optax loop, as one scan."""
+  state = tx.init(params) if state is None else state
+
+  def body(carry, step):
+    params, state = carry
+    loss, grads = jax.value_and_grad(loss_fn)(params, batch_at(data, step))
+    updates, state = tx.update(grads, state, params)
+    return (optax.apply_updates(params, updates), state), loss
+
+  scan = jax.jit(lambda c: jax.lax.scan(body, c, first + jnp.arange(steps)))
+  (params, state), losses = scan((params, state))
+  return params, state, losses
+
+
+def assert_same_bits(one, other):
+  for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+    assert a.dtype == b.dtype
+    assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+
+
+@pytest.mark.parametrize('name', OPTIMIZERS)
+@pytest.mark.parametrize(
+  'off', [{'learned': {}}, {'meta_tx': optax.set_to_zero()}], ids=['{}', 'zero']
+)
+def test_without_learning_it_is_the_inner_optimizer(name, off, params, data):
+  tx = metalr_flax.self_tuning(injected(name), **off)
+  for got, wanted in zip(
+    train(tx, params, data), train(injected(name), params, data), strict=True
+  ):
+    if isinstance(got, metalr_flax.tuning.SelfTuningState):
+      got = got.opt_state
+    assert_same_bits(got, wanted)
+
+
+LEARNED = {
+  'sgd': {'learning_rate': 'log', 'momentum': 'one_minus_log'},
+  'rmsprop': {'learning_rate': 'log', 'decay': 'one_minus_log', 'eps': 'log'},
+  'adam': {'learning_rate': 'log', 'b1': 'one_minus_log', 'eps': 'log'},
+  'adamw': {'learning_rate': 'log', 'weight_decay': 'log'},
+}
+EXTRA = {
+  'adamw': {'weight_decay': 0.1},
+  'adam': {'eps': 1e-3},
+  'rmsprop': {'eps': 1e-3},
+}
+
+
+@pytest.mark.parametrize('name', OPTIMIZERS)
+def test_the_tangents_equal_finite_differences(name, x64):
+  """Gradients count as constants: a fixed sequence of them, gamma = 1."""
+  rng = np.random.default_rng(0)
+  params = {'w': jnp.asarray(rng.normal(size=5))}
+  grads = [{'w': jnp.asarray(rng.normal(size=5))} for _ in range(6)]
+  tx = metalr_flax.self_tuning(
+    injected(name, 0.1, **EXTRA.get(name, {})),
+    learned=LEARNED[name],
+    meta_tx=optax.set_to_zero(),
+    discount=1.0,
+  )
+
+  def end(eta):
+    now, state = params, tx.init(params)._replace(eta=eta)
+    for g in grads:
+      updates, state = tx.update(g, state, now)
+      now = optax.apply_updates(now, updates)
+    return now['w'], state
+
+  zero = {hyper: jnp.zeros(()) for hyper in LEARNED[name]}
+  _, state = end(zero)
+  for row, hyper in enumerate(sorted(zero)):
+    up, down = (end({**zero, hyper: jnp.asarray(h)})[0] for h in (1e-5, -1e-5))
+    np.testing.assert_allclose(
+      state.tangents['000000'][row], (up - down) / 2e-5, rtol=1e-6, atol=1e-9
+    )
+    assert np.any(up != down), hyper
+
+
+def test_eta_moves_along_minus_the_slope(params, data):
+  """The first update cannot know; the second meets Z = the first updates."""
+  tx = metalr_flax.self_tuning(injected('sgd', 0.05), meta_tx=optax.sgd(0.5))
+  state = tx.init(params)
+  g1 = jax.grad(loss_fn)(params, batch_at(data, 0))
+  updates, state = tx.update(g1, state, params)
+  assert state.eta['learning_rate'] == 0
+  params = optax.apply_updates(params, updates)
+  g2 = jax.grad(loss_fn)(params, batch_at(data, 1))
+  _, state = tx.update(g2, state, params)
+  # d updates / d log(rate) = updates.
+  np.testing.assert_allclose(
+    state.eta['learning_rate'], -0.5 * optax.tree.vdot(g2, updates), rtol=1e-5
+  )
+  assert metalr_flax.hyperparams_of(state)['learning_rate'] == pytest.approx(
+    0.05 * np.exp(state.eta['learning_rate']), rel=1e-6
+  )
+
+
+@pytest.mark.parametrize('name', OPTIMIZERS)
+def test_a_rate_that_is_too_small_grows_and_the_loss_is_lower(
+  name, params, data
+):
+  tx = metalr_flax.self_tuning(injected(name, 1e-5))
+  _, state, learned = train(tx, params, data, 800)
+  _, _, fixed = train(injected(name, 1e-5), params, data, 800)
+  assert metalr_flax.hyperparams_of(state)['learning_rate'] > 1e-4
+  assert jnp.mean(learned[-50:]) < 0.8 * jnp.mean(fixed[-50:])
+
+
+class Net(nnx.Module):
+  def __init__(self, rngs):
+    self.a = nnx.Linear(8, 32, rngs=rngs)
+    self.b = nnx.Linear(32, 2, rngs=rngs)
+
+  def __call__(self, x):
+    return self.b(jnp.tanh(self.a(x)))
+
+
+def test_a_flax_nnx_loop(data):
+  model = Net(nnx.Rngs(0))
+  tx = metalr_flax.self_tuning(injected('adamw', 1e-5))
+  optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+
+  @nnx.jit
+  def step(model, optimizer, batch):
+    x, y = batch
+    loss, grads = nnx.value_and_grad(lambda m: jnp.mean((m(x) - y) ** 2))(model)
+    optimizer.update(model, grads)
+    return loss
+
+  losses = [step(model, optimizer, batch_at(data, i)) for i in range(300)]
+  learned = metalr_flax.hyperparams_of(optimizer.opt_state)
+  assert learned['learning_rate'] > 5e-5
+  assert np.mean(losses[-20:]) < np.mean(losses[:20])
+
+
+def test_a_flax_train_state_loop(params, data):
+  tx = metalr_flax.self_tuning(injected('adam', 1e-5))
+  state = train_state.TrainState.create(apply_fn=None, params=params, tx=tx)
+
+  @jax.jit
+  def step(state, batch):
+    return state.apply_gradients(grads=jax.grad(loss_fn)(state.params, batch))
+
+  for i in range(50):
+    state = step(state, batch_at(data, i))
+  bare, bare_state, _ = train(tx, params, data, 50)
+  for a, b in zip(
+    jax.tree.leaves((state.params, state.opt_state)),
+    jax.tree.leaves((bare, bare_state)),
+    strict=True,
+  ):
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_multi_steps_chain_and_mask(params, data):
+  tx = metalr_flax.self_tuning(injected('adam', 1e-4))
+  every = optax.MultiSteps(tx, every_k_schedule=2)
+  _, state, _ = train(every, params, data, 40)
+  assert int(state.inner_opt_state.step) == 20
+  assert metalr_flax.hyperparams_of(state)['learning_rate'] > 1e-4
+  chained = optax.chain(optax.clip_by_global_norm(1.0), tx)
+  _, state, _ = train(chained, params, data, 40)
+  assert metalr_flax.hyperparams_of(state)['learning_rate'] > 1e-4
+  masked = optax.masked(tx, {'a': True, 'b': False})
+  _, state, _ = train(optax.chain(masked), params, data, 40)
+  assert metalr_flax.hyperparams_of(state)['learning_rate'] > 1e-4
+  inside = metalr_flax.self_tuning(
+    optax.inject_hyperparams(
+      lambda learning_rate: optax.chain(
+        optax.clip_by_global_norm(1.0), optax.adam(learning_rate)
+      )
+    )(1e-4)
+  )
+  _, state, _ = train(inside, params, data, 40)
+  assert metalr_flax.hyperparams_of(state)['learning_rate'] > 1e-4
+
+
+def test_bfloat16_parameters(params, data):
+  low = jax.tree.map(lambda p: p.astype(jnp.bfloat16), params)
+  with pytest.raises(ValueError, match=r'hyperparam_dtype=jnp\.float32'):
+    metalr_flax.self_tuning(injected('adam', 1e-4)).init(low)
+  inject = optax.inject_hyperparams(optax.adam, hyperparam_dtype=jnp.float32)
+  tx = metalr_flax.self_tuning(inject(1e-4))
+  got, state, losses = train(tx, low, data, 60)
+  assert all(p.dtype == jnp.bfloat16 for p in jax.tree.leaves(got))
+  assert state.eta['learning_rate'].dtype == jnp.float32
+  assert metalr_flax.hyperparams_of(state)['learning_rate'] > 1e-4
+  assert jnp.all(jnp.isfinite(losses))
+
+
+def test_vmap_over_seeds_equals_one_by_one(params, data):
+  tx = metalr_flax.self_tuning(injected('adam', 1e-4))
+  many = jax.tree.map(lambda p: jnp.stack([p, 2 * p]), params)
+
+  def run(params):
+    state = tx.init(params)
+    for i in range(3):
+      grads = jax.grad(loss_fn)(params, batch_at(data, i))
+      updates, state = tx.update(grads, state, params)
+      params = optax.apply_updates(params, updates)
+    return params, state
+
+  batched = jax.vmap(run)(many)
+  for i, start in enumerate((params, jax.tree.map(lambda p: 2 * p, params))):
+    one = run(start)
+    for a, b in zip(
+      jax.tree.leaves(batched), jax.tree.leaves(one), strict=True
+    ):
+      np.testing.assert_allclose(a[i], b, rtol=1e-4, atol=1e-6)
+  assert metalr_flax.hyperparams_of(batched[1])['learning_rate'].shape == (2,)
+
+
+def test_saved_and_restored_in_the_middle_it_is_the_same(
+  params, data, tmp_path
+):
+  tx = metalr_flax.self_tuning(
+    injected('adamw'), learned={'learning_rate': 'log', 'b1': 'one_minus_log'}
+  )
+  whole = train(tx, params, data, 40)
+  half, state, _ = train(tx, params, data, 20)
+  with ocp.StandardCheckpointer() as saver:
+    saver.save(tmp_path / 'state', (half, state))
+    saver.wait_until_finished()
+    half, state = saver.restore(
+      tmp_path / 'state',
+      jax.tree.map(ocp.utils.to_shape_dtype_struct, (half, state)),
+    )
+  rest = train(tx, half, data, 20, state=state, first=20)
+  assert_same_bits(rest[:2], whole[:2])
+
+
+def test_a_schedule_multiplies_the_learned_rate(params, data):
+  half = optax.constant_schedule(0.5)
+  off = optax.set_to_zero()
+  tx = metalr_flax.self_tuning(
+    injected('adam', 1e-3), meta_tx=off, schedule=half
+  )
+  got, _, _ = train(tx, params, data)
+  wanted, _, _ = train(injected('adam', 5e-4), params, data)
+  assert_same_bits(got, wanted)
+
+
+def test_a_slope_that_is_not_finite_moves_nothing(params):
+  tx = metalr_flax.self_tuning(injected('sgd', 0.1))
+  state = tx.init(params)
+  _, state = tx.update(jax.tree.map(jnp.ones_like, params), state, params)
+  bad = jax.tree.map(lambda p: jnp.full_like(p, jnp.nan), params)
+  _, after = tx.update(bad, state, params)
+  assert_same_bits(
+    (after.eta, after.meta_opt_state), (state.eta, state.meta_opt_state)
+  )
+
+
+@pytest.mark.parametrize(
+  ('make', 'part'),
+  [
+    (lambda: metalr_flax.self_tuning(optax.adam(1e-3)), 'inject_hyperparams'),
+    (lambda: metalr_flax.self_tuning(injected(), learned={'rate': 'log'}), "'rate' is not among"),
+    (lambda: metalr_flax.self_tuning(injected(), learned={'b1': 'sqrt'}), "must be one of"),
+    (lambda: metalr_flax.self_tuning(injected(), discount=1.5), 'discount=1.5'),
+    (lambda: metalr_flax.self_tuning(injected(rate=optax.constant_schedule(0.1))), 'is a schedule'),
+  ],
+)  # fmt: skip
+def test_mistakes_are_named(make, part, params):
+  with pytest.raises(ValueError, match='self_tuning: ') as caught:
+    make().init(params)
+  assert part in str(caught.value)
+
+
+def test_what_has_no_tuner_has_no_hyperparams(params):
+  with pytest.raises(ValueError, match='0 self-tuned optimizers'):
+    metalr_flax.hyperparams_of(optax.adam(1e-3).init(params))
+  tx = metalr_flax.self_tuning(injected())
+  with pytest.raises(ValueError, match='needs params'):
+    tx.update(params, tx.init(params))
