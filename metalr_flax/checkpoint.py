@@ -28,8 +28,10 @@ from metalr_flax import state as state_lib
 from metalr_flax import storage
 
 MAX_TO_KEEP = 3
-# What Orbax and TensorStore were seen to raise where the storage fails.
-_FAULTS = (OSError, ValueError, RuntimeError)
+
+
+class _OrbaxError(OSError):
+  """Orbax could not read or write: it raises anything, bare Exceptions too."""
 
 
 class Found(NamedTuple):
@@ -63,15 +65,15 @@ def find_newest(
     WorkdirError: where the newest intact one is of another structure.
     StorageError: where the storage does not answer.
   """
-  steps = _steps(directory)
+  steps = storage.retried(lambda: _steps(directory), directory)
   for step in steps:
     path = directory / str(step)
     try:
       read = functools.partial(_read, path, template)
-      return storage.retried(read, path, _FAULTS)
-    except manifest.DamagedError as error:
+      return storage.retried(read, path)
+    except (manifest.DamagedError, _OrbaxError) as error:
       logging.warning('%s: damaged (%s); trying the one before', path, error)
-    except _FAULTS as error:
+    except OSError as error:
       raise errors.StorageError(
         f'{path}: cannot be read ({_reason(error)}); mend the storage and run '
         f'the same command'
@@ -94,24 +96,22 @@ def clean(directory: pathlib.Path, found: Found | None) -> None:
     directory: where the checkpoints are.
     found: the newest intact one; all that are newer are not.
   """
-  directory.mkdir(parents=True, exist_ok=True)
+  storage.make_directory(directory)
   for step in _steps(directory):
     if found and step > found.step:
       path, number = directory / str(step), 1
       while (aside := path.with_name(f'{step}.damaged{number}')).exists():
         number += 1
       path.rename(aside)
-  for path in directory.glob('.*'):
-    if re.match(r'\.\d+\.(saving|old)', path.name):
-      shutil.rmtree(path)
+  for name in storage.list_directory(directory):
+    if re.match(r'\.\d+\.(saving|old)', name):
+      shutil.rmtree(directory / name)
   storage.sync_directory(directory)
 
 
 def _steps(directory: pathlib.Path) -> list[int]:
   """Step numbers of a directory, the newest first."""
-  if not directory.is_dir():
-    return []
-  names = [path.name for path in directory.iterdir()]
+  names = storage.list_directory(directory)
   return sorted(
     (int(n) for n in names if re.fullmatch(r'0|[1-9][0-9]*', n)), reverse=True
   )
@@ -124,7 +124,10 @@ def _read(path: pathlib.Path, template: state_lib.MetaTrainState) -> Found:
   )
   abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
   # A new reader each time: after a failure it refuses good steps as well.
-  with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
+  with (
+    _orbax_errors(),
+    ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader,
+  ):
     restored = reader.restore(
       path.absolute(),
       args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract)),
@@ -136,9 +139,16 @@ def _read(path: pathlib.Path, template: state_lib.MetaTrainState) -> Found:
 
 
 @contextlib.contextmanager
-def opened(directory: pathlib.Path) -> Iterator['Checkpoints']:
-  """Checkpoints whose last save is finished at the end."""
-  checkpoints, hook = Checkpoints(directory), sys.unraisablehook
+def opened(
+  directory: pathlib.Path, newest: int | None = None
+) -> Iterator['Checkpoints']:
+  """Checkpoints whose last save is finished at the end.
+
+  Args:
+    directory: where they are.
+    newest: the newest step that is there and intact.
+  """
+  checkpoints, hook = Checkpoints(directory, newest), sys.unraisablehook
   sys.unraisablehook = functools.partial(_show, hook)
   try:
     yield checkpoints
@@ -146,6 +156,16 @@ def opened(directory: pathlib.Path) -> Iterator['Checkpoints']:
   finally:
     checkpoints.close()
     sys.unraisablehook = hook
+
+
+@contextlib.contextmanager
+def _orbax_errors() -> Iterator[None]:
+  try:
+    yield
+  except OSError:
+    raise
+  except Exception as error:
+    raise _OrbaxError(_reason(error)) from error
 
 
 def _show(hook: Callable[[Any], Any], unraisable: Any) -> None:
@@ -160,10 +180,11 @@ def _show(hook: Callable[[Any], Any], unraisable: Any) -> None:
 class Checkpoints:
   """Writes checkpoints `<directory>/<step>/` and keeps the newest 3."""
 
-  def __init__(self, directory: pathlib.Path):
+  def __init__(self, directory: pathlib.Path, newest: int | None):
     self._directory = directory.absolute()
     self._pool = concurrent.futures.ThreadPoolExecutor(max_workers=1)
     self._saving: concurrent.futures.Future | None = None
+    self._newest = newest
 
   def save(
     self, state: state_lib.MetaTrainState, record: Mapping[str, Any]
@@ -193,6 +214,12 @@ class Checkpoints:
       saving, self._saving = self._saving, None
       saving.result()
 
+  def newest(self) -> int | None:
+    """The newest step that is all on the disk; waits for the last save."""
+    if self._saving:
+      concurrent.futures.wait([self._saving])
+    return self._newest
+
   def close(self) -> None:
     """Ends the background thread."""
     self._pool.shutdown(wait=True)
@@ -202,13 +229,14 @@ class Checkpoints:
   ) -> None:
     path = self._directory / str(int(state.step))
     try:
-      storage.retried(lambda: _write(path, state, record), path, _FAULTS)
-    except _FAULTS as error:
+      storage.retried(lambda: _write(path, state, record), path)
+    except (OSError, manifest.DamagedError) as error:
       raise errors.StorageError(
         f'{path}: cannot be saved ({_reason(error)}); what was saved before is '
         f'intact: mend the storage and run the same command'
       ) from error
     storage.retried(lambda: _settle(self._directory), self._directory)
+    self._newest = int(state.step)
 
 
 def _write(
@@ -216,9 +244,16 @@ def _write(
 ) -> None:
   """Orbax's files, then the manifest, then the name; may be done again."""
   saving = path.with_name(f'.{path.name}.saving')
-  for remains in path.parent.glob(f'{saving.name}*'):
-    shutil.rmtree(remains)
-  with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as writer:
+  if path.exists():  # a rename that worked and was answered with a fault
+    manifest.verify(path)
+    return
+  for name in storage.list_directory(path.parent):
+    if name.startswith(saving.name):
+      shutil.rmtree(path.parent / name)
+  with (
+    _orbax_errors(),
+    ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as writer,
+  ):
     writer.save(
       saving, args=ocp.args.Composite(state=ocp.args.StandardSave(state))
     )

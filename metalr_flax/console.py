@@ -4,6 +4,7 @@ from collections.abc import Mapping
 import datetime
 import logging as python_logging
 import os
+import sys
 import time
 
 from absl import flags
@@ -22,8 +23,9 @@ def set_up_logging() -> None:
 
 
 def _is_for_people(record: python_logging.LogRecord) -> bool:
-  if record.exc_info and f'{os.sep}orbax{os.sep}' in record.pathname:
-    return False  # it raises the same error, which gets a line of ours
+  orbax = f'{os.sep}orbax{os.sep}' in record.pathname
+  if record.exc_info and (orbax or record.name == 'asyncio'):
+    return False  # Orbax raises the same error, which gets a line of ours
   ours = f'{os.sep}metalr_flax{os.sep}', f'{os.sep}clu{os.sep}'
   return record.levelno >= python_logging.WARNING or any(
     folder in record.pathname for folder in ours
@@ -31,8 +33,15 @@ def _is_for_people(record: python_logging.LogRecord) -> bool:
 
 
 def say(text: str) -> None:
-  """Prints a line at once, also where stdout is a file or a pipe."""
-  print(text, flush=True)
+  """Prints a line at once, also where stdout is a file or a pipe.
+
+  A run is not given up because nobody can read it any more.
+  """
+  try:
+    print(text, flush=True)
+  except OSError as error:
+    logging.warning('stdout: %s; going on without it', error)
+    sys.stdout = open(os.devnull, 'w')  # noqa: SIM115
 
 
 class Progress:

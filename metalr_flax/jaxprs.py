@@ -46,7 +46,9 @@ def _evaluate(
     return atom.val if isinstance(atom, core.Literal) else values[atom]
 
   for eqn in jaxpr.eqns:
-    outs = _apply(eqn, [read(v) for v in eqn.invars], rule)
+    # What surrounded the operation: the random generator's kind, a mesh, ...
+    with eqn.ctx.manager:
+      outs = _apply(eqn, [read(v) for v in eqn.invars], rule)
     values |= dict(zip(eqn.outvars, outs, strict=True))
   return [read(v) for v in jaxpr.outvars]
 

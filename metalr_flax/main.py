@@ -12,6 +12,7 @@ Exit status: 0 done, 2 bad flags or config, 3 workdir refused, 4 diverged,
 """
 
 from collections.abc import Sequence
+import contextlib
 import sys
 
 from metalr_flax import interrupts
@@ -32,8 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = cli.parse(
       'metalr_flax.main', sys.argv[1:] if argv is None else argv, __doc__ or ''
     )
-    workdir.check_writable(arguments.workdir)
-    workdir.check_config(arguments.workdir, arguments.config, arguments.command)
+    workdir.check(arguments.workdir, arguments.config, arguments.command)
     from metalr_flax import launch  # imports JAX: only when all is fine so far
 
     launch.run(
@@ -43,12 +43,17 @@ def main(argv: Sequence[str] | None = None) -> int:
       stop=stop,
     )
   except errors.Interrupted as stopped:
-    print(f'metalr_flax: interrupted: {stopped}', file=sys.stderr)
+    _complain(f'metalr_flax: interrupted: {stopped}')
     return stopped.status
   except errors.MetalrError as error:
-    print(f'metalr_flax: error: {error}', file=sys.stderr)
+    _complain(f'metalr_flax: error: {error}')
     return error.status
   return 0
+
+
+def _complain(line: str) -> None:
+  with contextlib.suppress(OSError):  # stderr may be on the disk that is full
+    print(line, file=sys.stderr)
 
 
 if __name__ == '__main__':

@@ -29,14 +29,10 @@ def seal(directory: pathlib.Path, name: str, notes: Mapping[str, Any]) -> None:
     name: what it will be called.
     notes: JSON values to keep in the manifest.
   """
-  files = {
-    str(path.relative_to(directory)): storage.hash_and_sync(path)
-    for path in sorted(directory.rglob('*'))
-    if path.is_file()
-  }
-  for path in directory.rglob('*'):
-    if path.is_dir():
-      storage.sync_directory(path)
+  names, directories = storage.walk(directory)
+  files = {path: storage.hash_and_sync(directory / path) for path in names}
+  for path in directories:
+    storage.sync_directory(directory / path)
   content = {'name': name, 'files': files, 'notes': dict(notes)}
   with open(directory / NAME, 'wb') as file:
     file.write(_encode(content))
@@ -58,11 +54,7 @@ def verify(directory: pathlib.Path) -> dict[str, Any]:
   content = _read(directory)
   if content['name'] != directory.name:
     raise DamagedError(f'{NAME} is that of {content["name"]}')
-  found = {
-    str(path.relative_to(directory))
-    for path in directory.rglob('*')
-    if not path.is_dir()
-  }
+  found, _ = storage.walk(directory)
   for name in sorted({*content['files'], *found} - {NAME}):
     if name not in content['files']:
       raise DamagedError(f'{name} does not belong there')

@@ -45,7 +45,8 @@ def _make_rule() -> jaxprs.Rule:
       return [out]
     if eqn.primitive.name == 'transpose' and id(args[0]) in products:
       _, product, operands = products[id(args[0])]
-      if eqn.params['permutation'] == _swap(product, operands):
+      swap = eqn.params['permutation'] == _swap(product, operands)
+      if swap and _is_symmetric(product.params):
         return [_swapped(product, operands)]
     return None
 
@@ -59,6 +60,14 @@ def _swap(product: Any, operands: list[Any]) -> tuple[int, ...]:
   left = operands[0].ndim - first - len(contracted)
   axes = range(product.outvars[0].aval.ndim)
   return (*axes[:first], *axes[first + left :], *axes[first : first + left])
+
+
+def _is_symmetric(params: dict[str, Any]) -> bool:
+  """Whether nothing is said of one operand that is not of the other."""
+  precision = params['precision']
+  if isinstance(precision, tuple):
+    precision = None if precision[0] == precision[1] else precision
+  return precision is None and params['out_sharding'] is None
 
 
 def _swapped(product: Any, operands: list[Any]) -> jax.Array:

@@ -1,9 +1,10 @@
 """Everything that a run writes as it goes: rows, events and lines."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 import contextlib
 import dataclasses
 import json
+import math
 import pathlib
 import time
 from typing import Any
@@ -50,6 +51,7 @@ def opened(
   experiment: build.Experiment,
   state: state_lib.MetaTrainState,
   record: Mapping[str, Any],
+  newest: Callable[[], int | None],
 ) -> Iterator['Recorder']:
   """A recorder that goes on where a checkpoint's record says.
 
@@ -59,6 +61,7 @@ def opened(
     experiment: the run's objects.
     state: the state the run goes on from.
     record: what `Recorder.flush` returned for that state's checkpoint.
+    newest: gives the newest checkpoint's step, None where there is none.
   """
   keys = _metric_keys(experiment, state)
   path = workdir / workdir_lib.METRICS
@@ -66,7 +69,9 @@ def opened(
     writers.cut_events(workdir, record['event_sizes'])
     writer = writers.make_writer(workdir, int(state.step))
     try:
-      yield Recorder(workdir, config, experiment, state, metrics, writer)
+      yield Recorder(
+        workdir, config, experiment, state, metrics, writer, newest
+      )
     finally:
       writer.close()
 
@@ -82,6 +87,7 @@ class Recorder:
     state: state_lib.MetaTrainState,
     metrics: records.MetricsFile,
     writer: writers.metric_writers.MetricWriter,
+    newest: Callable[[], int | None],
   ):
     self._workdir = workdir
     self._config = config
@@ -102,8 +108,7 @@ class Recorder:
       hyperparams.constrain(state.eta, experiment.problem.bijections),
       'hyperparams',
     )
-    # The newest checkpoint's step, None before there is one.
-    self.saved: int | None = None
+    self._newest = newest
 
   def greet(self, *, resumed: bool) -> None:
     """Says what is about to happen and notes the config of this start."""
@@ -112,7 +117,6 @@ class Recorder:
     text = json.dumps(self._config, indent=2)
     self._writer.write_texts(self._first, {'config': f'```json\n{text}\n```'})
     if resumed:
-      self.saved = self._first
       console.say(f'resuming from outer step {self._first} in {self._workdir}')
       return
     self._writer.write_hparams(_hparams(self._config))
@@ -159,12 +163,14 @@ class Recorder:
     """Writes the results, the schedule and the plot, and says where."""
     self._metrics.flush()
     values = {f'eval/{n}': float(v) for n, v in evaluation.items()}
-    results, picture = report.write(
-      self._workdir, self._config, self._experiment.initial, values
+    columns, picture = report.write_learned(
+      self._workdir, self._config, self._experiment.initial
     )
     step = self._config['num_outer_steps']
     self._writer.write_images(step, {'plots/learning_rate': picture})
     self._writer.flush()
+    # Last: with its results a run counts as finished.
+    results = report.write_results(self._workdir, columns, values)
     shown = '  '.join(
       f'{k} nan' if v is None else f'{k} {v:.6g}' for k, v in results.items()
     )
@@ -202,9 +208,10 @@ class Recorder:
       self._progress(int(rows[-1]['outer_step']))
 
   def _last_good(self) -> str:
-    if self.saved is None:
+    newest = self._newest()
+    if newest is None:
       return 'none yet'
-    return str(self._workdir / workdir_lib.STATE / str(self.saved))
+    return str(self._workdir / workdir_lib.STATE / str(newest))
 
   def _diverged(
     self, step: int, columns: Mapping[str, Any], row: int
@@ -226,7 +233,10 @@ class Recorder:
     name = key.split('/')[1]
     spec = self._experiment.problem.bijections[name]
     inverse = hyperparams.make_bijection(spec).unconstrain
-    return inverse(float(self._learned[key]))
+    try:
+      return inverse(float(self._learned[key]))
+    except (ValueError, ZeroDivisionError):
+      return math.inf  # rounded to an end of its range
 
 
 def _metric_keys(

@@ -46,7 +46,7 @@ class MetricsFile:
     self._columns = ['outer_step', 'inner_step', *sort_keys(keys)]
     header = _to_csv([self._columns])
     if size:
-      _check(path, header, size)
+      storage.retried(lambda: _check(path, header, size), path)
     self._file = storage.AppendFile(path, size)
     if not size:
       self._file.write(header)

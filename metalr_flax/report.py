@@ -22,35 +22,49 @@ _SPELLING = {
 }  # fmt: skip
 
 
-def write(
-  workdir: pathlib.Path,
-  config: Mapping[str, Any],
-  initial: Mapping[str, Any],
-  evaluation: Mapping[str, float],
-) -> tuple[dict[str, Any], np.ndarray]:
-  """Writes `schedule.json`, the plot and, last, `results.json`.
+def write_learned(
+  workdir: pathlib.Path, config: Mapping[str, Any], initial: Mapping[str, Any]
+) -> tuple[Mapping[str, np.ndarray], np.ndarray]:
+  """Writes `schedule.json` and the plot.
 
   Args:
     workdir: the run's folder, its `metrics.csv` complete.
     config: the resolved config.
     initial: value of each learned hyperparameter in the first window, by group
       label where there are groups.
-    evaluation: final `eval/*` values.
 
   Returns:
-    The content of `results.json` and the picture, uint8 [height, width, 4].
+    The columns of `metrics.csv` and the picture, uint8 [height, width, 4].
   """
-  columns = records.read(workdir / workdir_lib.METRICS)
+  path = workdir / workdir_lib.METRICS
+  columns = storage.retried(lambda: records.read(path), path)
   schedules = schedule.make_schedules(
     initial, columns, config['meta']['unroll_length']
   )
   storage.write_json(workdir / workdir_lib.SCHEDULE, schedules)
-  picture = _plot(workdir, config, schedules, columns)
+  return columns, _plot(workdir, config, schedules, columns)
+
+
+def write_results(
+  workdir: pathlib.Path,
+  columns: Mapping[str, np.ndarray],
+  evaluation: Mapping[str, float],
+) -> dict[str, Any]:
+  """Writes `results.json`.
+
+  Args:
+    workdir: the run's folder.
+    columns: of `metrics.csv`.
+    evaluation: final `eval/*` values.
+
+  Returns:
+    Its content.
+  """
   results: dict[str, Any] = {**_last_row(columns), **evaluation}
   # JSON has no NaN.
   results = {k: v if math.isfinite(v) else None for k, v in results.items()}
   storage.write_json(workdir / workdir_lib.RESULTS, results)
-  return results, picture
+  return results
 
 
 def _plot(

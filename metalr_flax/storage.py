@@ -20,17 +20,12 @@ _CHUNK = 1 << 20
 T = TypeVar('T')
 
 
-def retried(
-  action: Callable[[], T],
-  path: pathlib.Path,
-  faults: tuple[type[Exception], ...] = (OSError,),
-) -> T:
+def retried(action: Callable[[], T], path: pathlib.Path) -> T:
   """Does something that may be done again, until it works or time is up.
 
   Args:
     action: what to do; doing it twice must be harmless.
     path: for the warning.
-    faults: what counts as a fault of the storage.
 
   Returns:
     What the action returns.
@@ -38,7 +33,7 @@ def retried(
   for delay in RETRY_SECS:
     try:
       return action()
-    except faults as error:
+    except OSError as error:
       reason = ' '.join(str(error).split())[:200]
       logging.warning('%s: %s; trying again in %g s', path, reason, delay)
       time.sleep(delay)
@@ -54,11 +49,45 @@ def sync_directory(path: pathlib.Path) -> None:
     os.close(descriptor)
 
 
+def make_directory(path: pathlib.Path) -> None:
+  """Makes a directory and those above it, their names on the disk as well."""
+  missing = [p for p in (path, *path.parents) if not p.exists()]
+  path.mkdir(parents=True, exist_ok=True)
+  for made in reversed(missing):
+    sync_directory(made.parent)
+
+
+def list_directory(path: pathlib.Path) -> list[str]:
+  """The names in a directory, sorted; none where it does not exist.
+
+  (pathlib's `glob` takes any fault of the storage for an empty directory.)
+  """
+  try:
+    return sorted(os.listdir(path))
+  except (FileNotFoundError, NotADirectoryError):
+    return []
+
+
+def walk(path: pathlib.Path) -> tuple[list[str], list[str]]:
+  """All files and all directories below a directory, by relative path."""
+
+  def fail(error: OSError) -> None:
+    raise error
+
+  files: list[str] = []
+  directories: list[str] = []
+  for folder, inner, names in os.walk(path, onerror=fail):
+    place = pathlib.Path(folder).relative_to(path)
+    files += [str(place / name) for name in names]
+    directories += [str(place / name) for name in inner]
+  return sorted(files), sorted(directories)
+
+
 def write_bytes(path: pathlib.Path, content: bytes) -> None:
   """Replaces a file as a whole: readers see the old one or the new one."""
 
   def write() -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_directory(path.parent)
     temporary = path.with_name(f'.{path.name}.tmp')
     with open(temporary, 'wb') as file:
       file.write(content)

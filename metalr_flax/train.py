@@ -70,9 +70,7 @@ def run(run: Run, state: state_lib.MetaTrainState) -> None:
       `status` is the exit status.
   """
   try:
-    storage.retried(
-      lambda: run.workdir.mkdir(parents=True, exist_ok=True), run.workdir
-    )
+    storage.retried(lambda: storage.make_directory(run.workdir), run.workdir)
     with workdir_lib.locked(run.workdir):
       _run_locked(run, state)
   except OSError as error:
@@ -99,9 +97,14 @@ def _run_locked(run: Run, state: state_lib.MetaTrainState) -> None:
   if found:
     state, record = found.state, found.record
   with (
-    checkpoint.opened(directory) as checkpoints,
+    checkpoint.opened(directory, found.step if found else None) as checkpoints,
     recorder_lib.opened(
-      run.workdir, run.config, run.experiment, state, record
+      run.workdir,
+      run.config,
+      run.experiment,
+      state,
+      record,
+      checkpoints.newest,
     ) as recorder,
   ):
     recorder.greet(resumed=bool(found))
@@ -150,7 +153,7 @@ def _loop(
       recorder.record(pending)
       pending = None
       checkpoints.save(state, recorder.flush())
-      saved = recorder.saved = step
+      saved = step
   if pending:
     recorder.record(pending)
   if saved != step:

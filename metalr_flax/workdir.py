@@ -20,6 +20,7 @@ from absl import logging
 
 from metalr_flax import errors
 from metalr_flax import fields
+from metalr_flax import storage
 
 CONFIG = 'config.json'
 METRICS = 'metrics.csv'
@@ -27,6 +28,7 @@ RESULTS = 'results.json'
 SCHEDULE = 'schedule.json'
 STATE = 'state'
 PLOT = 'plots/learning_rate.png'
+_PROBE = '.probe'
 
 
 def check_writable(path: pathlib.Path) -> None:
@@ -39,7 +41,7 @@ def check_writable(path: pathlib.Path) -> None:
   while not os.path.lexists(existing) and existing != existing.parent:
     existing = existing.parent
   try:
-    os.rmdir(tempfile.mkdtemp(prefix='.probe', dir=existing))
+    os.rmdir(tempfile.mkdtemp(prefix=_PROBE, dir=existing))
     missing = [existing / n for n in path.parts[len(existing.parts) :]]
     for name in (path, *missing):  # one may be too long, or hold a NUL
       with contextlib.suppress(FileNotFoundError):
@@ -61,7 +63,7 @@ def locked(path: pathlib.Path) -> Iterator[None]:
   Raises:
     WorkdirError: where another run holds it.
   """
-  directory = os.open(path, os.O_RDONLY)
+  directory = storage.retried(lambda: os.open(path, os.O_RDONLY), path)
   try:
     _lock(directory, path)
     yield
@@ -79,6 +81,24 @@ def _lock(directory: int, path: pathlib.Path) -> None:
         f'another --workdir='
       ) from error
     logging.warning('%s: no locks on this file system (%s)', path, error)
+
+
+def check(path: pathlib.Path, config: Mapping[str, Any], command: str) -> None:
+  """All that can be said of a workdir before the run; see `check_config`.
+
+  Raises:
+    ConfigError: where it cannot be written.
+    WorkdirError: where it is not this run's.
+    StorageError: where the storage does not answer.
+  """
+  check_writable(path)
+  try:
+    storage.retried(lambda: check_config(path, config, command), path)
+  except OSError as error:
+    raise errors.StorageError(
+      f'{error.filename or path}: {error.strerror or error}; mend the storage '
+      f'and run the same command'
+    ) from error
 
 
 def check_config(
@@ -99,11 +119,16 @@ def check_config(
   if not path.exists():
     return
   if not (path / CONFIG).exists():
-    foreign = [p.name for p in path.iterdir() if p.name != f'.{CONFIG}.tmp']
+    foreign = [
+      name
+      for name in storage.list_directory(path)
+      # What a killed run may leave of its first moments.
+      if name != f'.{CONFIG}.tmp' and not name.startswith(_PROBE)
+    ]
     if foreign:
       raise errors.WorkdirError(
         f'workdir={path}: has no {CONFIG} but other content '
-        f'({sorted(foreign)[0]}); choose an empty --workdir='
+        f'({foreign[0]}); choose an empty --workdir='
       )
     return
   old = dict(_leaves(read_config(path)))
@@ -129,7 +154,7 @@ def read_config(path: pathlib.Path) -> dict[str, Any]:
     if not isinstance(config, dict):
       raise ValueError('no mapping')
     return config
-  except (OSError, ValueError) as error:
+  except (FileNotFoundError, NotADirectoryError, ValueError) as error:
     raise errors.WorkdirError(
       f'{path / CONFIG}: not a readable config ({error}); is {path} a workdir?'
     ) from error

@@ -159,7 +159,7 @@ def cut_events(workdir: pathlib.Path, sizes: Mapping[str, int]) -> None:
     workdir: the folder of the event files.
     sizes: bytes to keep of each by name; a file not named is removed.
   """
-  for path in workdir.glob('events.out.tfevents.*'):
+  for path in _event_files(workdir):
     storage.retried(
       functools.partial(_cut, path, sizes.get(path.name, 0)), path
     )
@@ -175,10 +175,15 @@ def _cut(path: pathlib.Path, size: int) -> None:
 
 def event_sizes(workdir: pathlib.Path) -> dict[str, int]:
   """The sizes in bytes of a workdir's event files."""
-  return {
-    path.name: path.stat().st_size
-    for path in sorted(workdir.glob('events.out.tfevents.*'))
-  }
+  return storage.retried(
+    lambda: {path.name: path.stat().st_size for path in _event_files(workdir)},
+    workdir,
+  )
+
+
+def _event_files(workdir: pathlib.Path) -> list[pathlib.Path]:
+  names = storage.list_directory(workdir)
+  return [workdir / n for n in names if n.startswith('events.out.tfevents.')]
 
 
 def make_writer(

@@ -39,6 +39,20 @@ def test_values_and_derivatives_stay(name, rows):
     assert jnp.allclose(a, b, rtol=1e-4, atol=1e-4 * jnp.max(jnp.abs(b)))
 
 
+def test_what_surrounds_an_operation_stays():
+  """The random generator's kind, for one, is not a part of the operation."""
+
+  def loss(w, x):
+    with jax.threefry_partitionable(False):
+      noise = jax.random.normal(jax.random.key(0), x.shape)
+    return jnp.sum((noise @ w) ** 2)
+
+  w, x = jnp.ones((3, 2)), jnp.ones((5, 3))
+  arranged = products.arranged(jax.value_and_grad(loss))
+  assert arranged(w, x)[0] == loss(w, x)
+  assert jax.jit(arranged)(w, x)[0] == jax.jit(loss)(w, x)
+
+
 def _count_products(function, *args):
   text = jax.jit(function).lower(*args).compile().as_text()
   return text.count(' dot(')

@@ -166,9 +166,14 @@ def assert_same(workdir, expected):
     assert got[name] == value, f'{name} differ: {got[name]} {value}'
 
 
+def assert_no_traceback(trial):
+  place = trial.text.find('Traceback')
+  assert place < 0, trial.text[max(0, place - 500) : place + 1000]
+
+
 def assert_one_line(trial, status, *parts):
   assert trial.status == status, trial
-  assert 'Traceback' not in trial.text, trial.text
+  assert_no_traceback(trial)
   line = trial.text.strip().splitlines()[-1]
   assert line.startswith(('metalr_flax: error: ', 'metalr_flax: interrupted: '))
   for part in parts:

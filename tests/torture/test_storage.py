@@ -51,12 +51,43 @@ def test_injected_faults(servers, whole, share, tmp_path):
         harness.assert_one_line(trial, 5, 'mend the storage')
       else:
         assert trial.status == 0, trial
-        assert 'Traceback' not in trial.text, trial.text
+        harness.assert_no_traceback(trial)
         harness.assert_same(workdir, whole)
       harness.finish(servers, workdir)
       harness.assert_same(workdir, whole)
 
   servers.map(trial, enumerate(chosen))
+
+
+def test_faults_while_a_run_is_resumed(servers, whole, share, tmp_path):
+  """Reading, too, is tried again; what stays is status 5, not damage."""
+  half = tmp_path / 'half'
+  harness.finish(servers, half, {'num_outer_steps': 12})
+
+  def trial(number):
+    with harness.workdir(tmp_path, number) as workdir:
+      shutil.copytree(half, workdir)
+      persistent = number % 2 == 1
+      fault = {
+        'kind': 'openread',
+        'pattern': f'{workdir}/{"state/12/*" if number % 3 else "*"}',
+        'ordinal': 1 + number * 7 // 3 % 40,
+        'action': 'fail',
+        'errno': ERRNOS[number // 2 % len(ERRNOS)],
+        'persistent': persistent,
+      }
+      trial = servers.run(workdir, fault=fault)
+      assert trial.fired, f'the fault never came: {trial}'
+      if persistent:
+        harness.assert_one_line(trial, 5, 'mend the storage')
+      else:
+        assert trial.status == 0, trial
+        harness.assert_no_traceback(trial)
+        harness.assert_same(workdir, whole)
+      harness.finish(servers, workdir)
+      harness.assert_same(workdir, whole)
+
+  servers.map(trial, range(share(60)))
 
 
 @pytest.fixture
