@@ -46,7 +46,7 @@ MUTANTS = [
   Mutant("the files' hashes are not compared", 'manifest', "if _hash(directory / name) != content['files'][name]:", 'if False:', f'{T}test_corruption.py::test_corruptions_of_ten_kinds'),
   Mutant("the manifest's own digest is not compared", 'manifest', '    if _encode(content) == raw:\n', '    if content:\n', f'{T}test_corruption.py::test_corruptions_of_ten_kinds'),
   Mutant('files that do not belong are not seen', 'manifest', "    if name not in content['files']:\n", "    if name not in content['files']:\n      continue\n    if name == '':\n", f'{T}test_corruption.py::test_corruptions_of_ten_kinds'),
-  Mutant('there is no falling back', 'checkpoint', '  steps = _steps(directory)\n  for step in steps:\n    path', '  steps = _steps(directory)[:1]\n  for step in steps:\n    path', f'{T}test_corruption.py::test_corruptions_of_ten_kinds'),
+  Mutant('there is no falling back', 'checkpoint', '  for step in steps:\n    path', '  for step in steps[:1]:\n    path', f'{T}test_corruption.py::test_corruptions_of_ten_kinds'),
   Mutant('damaged checkpoints are deleted', 'checkpoint', '      path.rename(aside)', '      shutil.rmtree(path)', f'{T}test_corruption.py::test_a_run_goes_on_from_the_step_before_and_loses_nothing'),
   Mutant('another structure is not refused', 'fingerprint', '    if before != now:', '    if False:', f'{T}test_corruption.py::test_another_structure_is_refused_by_name'),
   Mutant('the lock is not taken', 'workdir', '    fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)', '    pass', f'{T}test_storage.py::test_a_killed_runs_lock_does_not_block_and_readers_never_wait'),
