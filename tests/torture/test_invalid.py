@@ -26,7 +26,7 @@ def test_wrong_lines_as_processes(share, tmp_path, without_jax):
       test_main_errors.DEFAULT
     ]  # fmt: skip
     process = test_main_errors.run(
-      [*given, *argv, '--workdir=run'], tmp_path, without_jax
+      [*given, '--workdir=run', *argv], tmp_path, without_jax
     )
     assert process.returncode != test_main_errors.NO_JAX, argv
     test_main_errors.assert_refused(

@@ -3,8 +3,10 @@
 import random
 import shutil
 import signal
+import time
 
 import harness
+import runs
 
 
 def test_kills_at_file_operations(servers, whole, share, tmp_path):
@@ -91,3 +93,18 @@ def test_signals_in_every_phase(servers, whole, secs, share, tmp_path):
 
   count = share(60)
   servers.map(trial, [i * 60 // count + 1 for i in range(count)])
+
+
+def test_signals_while_the_program_starts(share, tmp_path):
+  """A real process, from its first instant: imports and all."""
+  for number in range(max(2, share(8))):
+    workdir = tmp_path / str(number)
+    process = runs.start(workdir, 'digits_mlp', **harness.FIELDS)
+    time.sleep(number * 0.3)
+    process.send_signal(signal.SIGTERM)
+    _, stderr = process.communicate(timeout=120)
+    # Before the handler is there the default death is right.
+    assert process.returncode in (-signal.SIGTERM, 75), stderr
+    assert 'Traceback' not in stderr
+    if process.returncode == 75:
+      assert harness.digest(workdir)
