@@ -5,7 +5,7 @@ on the disk: Orbax writes it under another name, `manifest` seals it, and it is
 renamed. A step without an intact manifest does not count.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 import concurrent.futures
 import contextlib
 import functools
@@ -13,7 +13,6 @@ import os
 import pathlib
 import re
 import shutil
-import sys
 from typing import Any, NamedTuple
 
 from absl import logging
@@ -106,7 +105,7 @@ def clean(directory: pathlib.Path, found: Found | None) -> None:
   for name in storage.list_directory(directory):
     if re.match(r'\.\d+\.(saving|old)', name):
       shutil.rmtree(directory / name)
-  storage.sync_directory(directory)
+  _settle(directory)
 
 
 def _steps(directory: pathlib.Path) -> list[int]:
@@ -148,14 +147,12 @@ def opened(
     directory: where they are.
     newest: the newest step that is there and intact.
   """
-  checkpoints, hook = Checkpoints(directory, newest), sys.unraisablehook
-  sys.unraisablehook = functools.partial(_show, hook)
+  checkpoints = Checkpoints(directory, newest)
   try:
     yield checkpoints
     checkpoints.wait()
   finally:
     checkpoints.close()
-    sys.unraisablehook = hook
 
 
 @contextlib.contextmanager
@@ -166,15 +163,6 @@ def _orbax_errors() -> Iterator[None]:
     raise
   except Exception as error:
     raise _OrbaxError(_reason(error)) from error
-
-
-def _show(hook: Callable[[Any], Any], unraisable: Any) -> None:
-  """Hides what TensorStore prints when Orbax no longer waits for an answer.
-
-  After a failed write its other writes find their event loop closed.
-  """
-  if str(unraisable.exc_value) != 'Event loop is closed':
-    hook(unraisable)
 
 
 class Checkpoints:

@@ -1,11 +1,13 @@
 """What a person reads while a run goes on."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import datetime
+import functools
 import logging as python_logging
 import os
 import sys
 import time
+from typing import Any
 
 from absl import flags
 from absl import logging
@@ -20,6 +22,20 @@ def set_up_logging() -> None:
   logging.use_absl_handler()
   logging.set_verbosity(logging.INFO)
   logging.get_absl_handler().addFilter(_is_for_people)
+  if not isinstance(sys.unraisablehook, functools.partial):
+    sys.unraisablehook = functools.partial(_show, sys.unraisablehook)
+
+
+def _show(hook: Callable[[Any], Any], unraisable: Any) -> None:
+  """Hides what Orbax's coroutines leave behind after a fault of the storage.
+
+  It raises the fault as well; its other reads and writes then find their event
+  loop closed, or nobody waiting for them.
+  """
+  code = str(getattr(unraisable.object, 'cr_code', ''))
+  closed = str(unraisable.exc_value) == 'Event loop is closed'
+  if not closed and f'{os.sep}orbax{os.sep}' not in code:
+    hook(unraisable)
 
 
 def _is_for_people(record: python_logging.LogRecord) -> bool:

@@ -71,7 +71,7 @@ def test_faults_while_a_run_is_resumed(servers, whole, share, tmp_path):
       fault = {
         'kind': 'openread',
         'pattern': f'{workdir}/{"state/12/*" if number % 3 else "*"}',
-        'ordinal': 1 + number * 7 // 3 % 40,
+        'ordinal': 1 + number * 7 // 3 % 24,
         'action': 'fail',
         'errno': ERRNOS[number // 2 % len(ERRNOS)],
         'persistent': persistent,
