@@ -73,22 +73,7 @@ def build(config: Config) -> Experiment:
   """
   task = build_task(config)
   split = functional.split(build_model(config))
-  factory = lookup.find_factory('inner.optimizer', config['inner']['optimizer'])
-  labels = build_optimizers.build_labels(config, split.params)
-  initial = build_optimizers.initial_hyperparams(config, factory, labels)
-  problem = problem_lib.Problem(
-    loss_fn=functional.make_loss_fn(split.train, task.loss),
-    meta_loss_fn=functional.make_loss_fn(split.meta, task.loss),
-    next_batch=task.next,
-    next_meta_batch=getattr(task, 'next_meta', task.next),
-    tx=build_optimizers.build_tx(config, factory, labels),
-    bijections=config['meta']['learned'],
-    unroll_length=config['meta']['unroll_length'],
-    labels=labels,
-  )
-  build_optimizers.check_update(
-    'inner.kwargs', config['inner']['optimizer'], problem.tx, split.params
-  )
+  problem, initial = _build_problem(config, task, split)
   meta_tx = build_optimizers.build_meta_tx(config)
   build_optimizers.check_update(
     'meta.optimizer',
@@ -121,6 +106,29 @@ def build(config: Config) -> Experiment:
     estimator=estimator,
     initial=initial,
   )
+
+
+def _build_problem(
+  config: Config, task: tasks.Task, split: functional.Split
+) -> tuple[problem_lib.Problem, dict[str, Any]]:
+  """The bilevel problem, and the initial value of what it learns."""
+  factory = lookup.find_factory('inner.optimizer', config['inner']['optimizer'])
+  labels = build_optimizers.build_labels(config, split.params)
+  initial = build_optimizers.initial_hyperparams(config, factory, labels)
+  problem = problem_lib.Problem(
+    loss_fn=functional.make_loss_fn(split.train, task.loss),
+    meta_loss_fn=functional.make_loss_fn(split.meta, task.loss),
+    next_batch=task.next,
+    next_meta_batch=getattr(task, 'next_meta', task.next),
+    tx=build_optimizers.build_tx(config, factory, labels),
+    bijections=config['meta']['learned'],
+    unroll_length=config['meta']['unroll_length'],
+    labels=labels,
+  )
+  build_optimizers.check_update(
+    'inner.kwargs', config['inner']['optimizer'], problem.tx, split.params
+  )
+  return problem, initial
 
 
 def randomness(config: Config) -> contextlib.AbstractContextManager:

@@ -245,6 +245,9 @@ def _write(
     writer.save(
       saving, args=ocp.args.Composite(state=ocp.args.StandardSave(state))
     )
+  # Each holds the machine's own path, and is read on no local file system.
+  for mark in saving.rglob('commit_success.txt'):
+    mark.unlink()
   manifest.seal(
     saving,
     path.name,

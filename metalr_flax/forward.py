@@ -220,7 +220,6 @@ def unroll(
     The inner state, data state and Z after the window; the mean of the slopes,
     of eta's structure; and the metrics of the K batches, [K].
   """
-  moving = tuple(tangents)
   phi = functools.partial(
     hyperparams_lib.constrain, bijections=problem.bijections
   )
@@ -228,34 +227,52 @@ def unroll(
     lambda e: (phi(e), None), (eta,), (eta_dots,)
   )
 
-  def body(carry: tuple, _: None) -> tuple[tuple, tuple]:
-    inner, data_state, z = carry
-    data_state, batch = problem.next_batch(data_state)
-
-    def step(leaves: dict, hyperparams: PyTree) -> tuple[PyTree, PyTree]:
-      new, metrics, grads = inner_lib.inner_step(
-        replace_leaves(inner, leaves),
-        hyperparams,
-        batch,
-        grad_fn=grad_fn,
-        tx=problem.tx,
-      )
-      out = pick_leaves(new, moving), metrics['loss']
-      return out, (new, metrics, grads)
-
-    _, (z_new, loss_dots), (new, metrics, grads) = push(
-      step, (pick_leaves(inner, moving), hyperparams), (z, hyperparam_dots)
-    )
-    grads = leaves_of('params', grads)
-    slope = contract(loss_dots, grads, z) if contract else ()
-    return (new, data_state, z_new), (metrics, slope)
-
+  body = functools.partial(
+    _push_inner_step,
+    hyperparams=hyperparams,
+    hyperparam_dots=hyperparam_dots,
+    problem=problem,
+    grad_fn=grad_fn,
+    contract=contract,
+  )
   carry = inner_lib.started(inner, hyperparams), data_state, tangents
   carry, (metrics, slopes) = jax.lax.scan(
-    body, carry, length=problem.unroll_length
+    lambda carry, _: body(*carry), carry, length=problem.unroll_length
   )
   slope = jax.tree.map(lambda s: jnp.mean(s, axis=0), slopes)
   return (*carry, slope, metrics)
+
+
+def _push_inner_step(
+  inner: state_lib.InnerState,
+  data_state: PyTree,
+  z: Tangents,
+  *,
+  hyperparams: PyTree,
+  hyperparam_dots: PyTree,
+  problem: problem_lib.Problem,
+  grad_fn: curvature.GradFn,
+  contract: Contract | None,
+) -> tuple[tuple, tuple]:
+  """One inner update with its tangents: the scan's carry and its outputs."""
+  data_state, batch = problem.next_batch(data_state)
+
+  def step(leaves: dict, hyperparams: PyTree) -> tuple[PyTree, PyTree]:
+    new, metrics, grads = inner_lib.inner_step(
+      replace_leaves(inner, leaves),
+      hyperparams,
+      batch,
+      grad_fn=grad_fn,
+      tx=problem.tx,
+    )
+    return (pick_leaves(new, tuple(z)), metrics['loss']), (new, metrics, grads)
+
+  _, (z_new, loss_dots), (new, metrics, grads) = push(
+    step, (pick_leaves(inner, tuple(z)), hyperparams), (z, hyperparam_dots)
+  )
+  grads = leaves_of('params', grads)
+  slope = contract(loss_dots, grads, z) if contract else ()
+  return (new, data_state, z_new), (metrics, slope)
 
 
 def leaves_of(field: str, tree: PyTree) -> dict[str, jax.Array]:

@@ -55,7 +55,7 @@ def inner_step(
     inner.params, inner.model_state, batch
   )
   chex.assert_rank(loss, 0)
-  params, opt_state = update(
+  updates, opt_state = propose(
     inner.params,
     inner.opt_state,
     grads,
@@ -64,25 +64,11 @@ def inner_step(
     for_reverse=for_reverse,
   )
   inner = inner.replace(
-    params=params, model_state=model_state, opt_state=opt_state
+    params=optax.apply_updates(inner.params, updates),
+    model_state=model_state,
+    opt_state=opt_state,
   )
   return inner, {**metrics, 'loss': loss}, grads
-
-
-def update(
-  params: PyTree,
-  opt_state: optax.OptState,
-  grads: PyTree,
-  hyperparams: Mapping[str, Any],
-  *,
-  tx: optax.GradientTransformation,
-  for_reverse: bool = False,
-) -> tuple[PyTree, optax.OptState]:
-  """The optimizer's own update, bit for bit, with finite derivatives."""
-  updates, opt_state = propose(
-    params, opt_state, grads, hyperparams, tx=tx, for_reverse=for_reverse
-  )
-  return optax.apply_updates(params, updates), opt_state
 
 
 def propose(
@@ -94,7 +80,19 @@ def propose(
   tx: optax.GradientTransformation,
   for_reverse: bool = False,
 ) -> tuple[PyTree, optax.OptState]:
-  """The same, before the updates are added to the parameters."""
+  """The optimizer's own updates, bit for bit, with finite derivatives.
+
+  Args:
+    params: of any shapes and dtypes.
+    opt_state: state of `tx` before the update.
+    grads: dL/dtheta, of params' structure.
+    hyperparams: see `inner_step`.
+    tx: see `inner_step`.
+    for_reverse: see `inner_step`.
+
+  Returns:
+    What is to be added to params, and the state after the update.
+  """
   opt_state = optimizers.with_hyperparams(opt_state, hyperparams)
   safe_update = safe_derivatives.safely(tx.update, for_reverse=for_reverse)
   updates, opt_state = safe_update(grads, opt_state, params)

@@ -22,6 +22,20 @@ ERRNOS = (errno.EIO, errno.ENOSPC, errno.EROFS, errno.EMFILE)
 RELEASE = pathlib.Path(__file__).parent / 'release_0_1'
 
 
+def run_with_fault(servers, workdir, whole, fault):
+  """A transient fault changes nothing; a lasting one is status 5, then mended."""
+  trial = servers.run(workdir, fault=fault)
+  assert trial.fired, f'the fault never came: {trial}'
+  if fault['persistent']:
+    harness.assert_one_line(trial, 5, 'mend the storage')
+  else:
+    assert trial.status == 0, trial
+    harness.assert_no_traceback(trial)
+    harness.assert_same(workdir, whole)
+  harness.finish(servers, workdir)
+  harness.assert_same(workdir, whole)
+
+
 def test_injected_faults(servers, whole, share, tmp_path):
   """A transient fault is survived; a persistent one is status 5."""
   found = [
@@ -35,7 +49,6 @@ def test_injected_faults(servers, whole, share, tmp_path):
 
   def trial(item):
     number, (kind, pattern, ordinal) = item
-    persistent = number % 2 == 1
     with harness.workdir(tmp_path, number) as workdir:
       fault = {
         'kind': kind,
@@ -43,18 +56,9 @@ def test_injected_faults(servers, whole, share, tmp_path):
         'ordinal': 1 if 'ocdbt' in pattern else ordinal,
         'action': 'fail',
         'errno': ERRNOS[number // 2 % len(ERRNOS)],
-        'persistent': persistent,
+        'persistent': number % 2 == 1,
       }
-      trial = servers.run(workdir, fault=fault)
-      assert trial.fired, f'the fault never came: {trial}'
-      if persistent:
-        harness.assert_one_line(trial, 5, 'mend the storage')
-      else:
-        assert trial.status == 0, trial
-        harness.assert_no_traceback(trial)
-        harness.assert_same(workdir, whole)
-      harness.finish(servers, workdir)
-      harness.assert_same(workdir, whole)
+      run_with_fault(servers, workdir, whole, fault)
 
   servers.map(trial, enumerate(chosen))
 
@@ -67,25 +71,15 @@ def test_faults_while_a_run_is_resumed(servers, whole, share, tmp_path):
   def trial(number):
     with harness.workdir(tmp_path, number) as workdir:
       shutil.copytree(half, workdir)
-      persistent = number % 2 == 1
       fault = {
         'kind': 'openread',
         'pattern': f'{workdir}/{"state/12/*" if number % 3 else "*"}',
         'ordinal': 1 + number * 7 // 3 % 24,
         'action': 'fail',
         'errno': ERRNOS[number // 2 % len(ERRNOS)],
-        'persistent': persistent,
+        'persistent': number % 2 == 1,
       }
-      trial = servers.run(workdir, fault=fault)
-      assert trial.fired, f'the fault never came: {trial}'
-      if persistent:
-        harness.assert_one_line(trial, 5, 'mend the storage')
-      else:
-        assert trial.status == 0, trial
-        harness.assert_no_traceback(trial)
-        harness.assert_same(workdir, whole)
-      harness.finish(servers, workdir)
-      harness.assert_same(workdir, whole)
+      run_with_fault(servers, workdir, whole, fault)
 
   servers.map(trial, range(share(60)))
 
