@@ -117,18 +117,21 @@ def test_a_disk_that_somebody_empties(servers, whole, small_disk, tmp_path):
   """Full while the run is on, and room again before it gives up."""
   ballast = small_disk / 'ballast'
   ballast.write_bytes(bytes(2_500_000))
-  timer = threading.Timer(0.0, lambda: None)
+  done = threading.Event()
 
   def make_room():
-    while not list((small_disk / 'run').glob('state/.*')):
-      timer.finished.wait(0.01)
-    timer.finished.wait(0.3)
+    """As soon as the run has said that it could not write."""
+    while not done.wait(0.01):
+      outputs = servers.folder.glob('*.out')
+      if any('trying again' in output.read_text() for output in outputs):
+        break
     ballast.unlink()
     subprocess.run(['mount', '-o', 'remount,size=20m', small_disk], check=True)
 
   room = threading.Thread(target=make_room)
   room.start()
   trial = servers.run(small_disk / 'run')
+  done.set()
   room.join()
   assert trial.status == 0, trial
   assert 'trying again' in trial.text
