@@ -106,15 +106,24 @@ def with_hyperparams(
   )
 
 
-def find_hyperparams(opt_state: optax.OptState) -> dict[str, Any]:
+def find_hyperparams(
+  opt_state: optax.OptState, label: str | None = None
+) -> dict[str, Any]:
   """The injected hyperparameters of a state that are numbers, by name.
 
   One given as a schedule is left out: optax computes it anew at each update,
   whatever is written.
+
+  Args:
+    opt_state: a state that holds one injected optimizer, or one a group.
+    label: only those of this group.
   """
   found: dict[str, Any] = {}
-  for node in jax.tree.leaves(opt_state, is_leaf=_is_injected):
-    if _is_injected(node):
+  for path, node in jax.tree_util.tree_leaves_with_path(
+    opt_state, is_leaf=_is_injected
+  ):
+    ours = label is None or any(getattr(k, 'key', None) == label for k in path)
+    if ours and _is_injected(node):
       scheduled = getattr(node, 'hyperparams_states', {})
       found |= {
         name: value

@@ -12,6 +12,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 import metalr_flax
+from metalr_flax import tuner
 
 OPTIMIZERS = {
   'sgd': functools.partial(optax.sgd, momentum=0.9),
@@ -83,7 +84,7 @@ def test_without_learning_it_is_the_inner_optimizer(name, off, params, data):
   for got, wanted in zip(
     train(tx, params, data), train(injected(name), params, data), strict=True
   ):
-    if isinstance(got, metalr_flax.tuning.SelfTuningState):
+    if isinstance(got, tuner.SelfTuningState):
       got = got.opt_state
     assert_same_bits(got, wanted)
 
@@ -212,13 +213,16 @@ def test_multi_steps_chain_and_mask(params, data):
   every = optax.MultiSteps(tx, every_k_schedule=2)
   _, state, _ = train(every, params, data, 40)
   assert int(state.inner_opt_state.step) == 20
-  assert metalr_flax.hyperparams_of(state)['learning_rate'] > 1e-4
+  assert metalr_flax.hyperparams_of(state)['learning_rate'] > 2e-5
   chained = optax.chain(optax.clip_by_global_norm(1.0), tx)
   _, state, _ = train(chained, params, data, 40)
-  assert metalr_flax.hyperparams_of(state)['learning_rate'] > 1e-4
-  masked = optax.masked(tx, {'a': True, 'b': False})
-  _, state, _ = train(optax.chain(masked), params, data, 40)
-  assert metalr_flax.hyperparams_of(state)['learning_rate'] > 1e-4
+  assert metalr_flax.hyperparams_of(state)['learning_rate'] > 2e-5
+  masked = optax.chain(
+    optax.masked(tx, {'a': True, 'b': False}),
+    optax.masked(optax.set_to_zero(), {'a': False, 'b': True}),
+  )
+  _, state, _ = train(masked, params, data, 40)
+  assert metalr_flax.hyperparams_of(state)['learning_rate'] > 2e-5
   inside = metalr_flax.self_tuning(
     optax.inject_hyperparams(
       lambda learning_rate: optax.chain(
@@ -227,7 +231,7 @@ def test_multi_steps_chain_and_mask(params, data):
     )(1e-4)
   )
   _, state, _ = train(inside, params, data, 40)
-  assert metalr_flax.hyperparams_of(state)['learning_rate'] > 1e-4
+  assert metalr_flax.hyperparams_of(state)['learning_rate'] > 2e-5
 
 
 def test_bfloat16_parameters(params, data):
@@ -295,8 +299,8 @@ def test_a_schedule_multiplies_the_learned_rate(params, data):
   assert_same_bits(got, wanted)
 
 
-def test_a_slope_that_is_not_finite_moves_nothing(params):
-  tx = metalr_flax.self_tuning(injected('sgd', 0.1))
+def test_a_slope_that_is_not_finite_does_not_move_meta_tx(params):
+  tx = metalr_flax.self_tuning(injected('sgd', 0.1), meta_tx=optax.adam(0.1))
   state = tx.init(params)
   _, state = tx.update(jax.tree.map(jnp.ones_like, params), state, params)
   bad = jax.tree.map(lambda p: jnp.full_like(p, jnp.nan), params)
@@ -306,6 +310,87 @@ def test_a_slope_that_is_not_finite_moves_nothing(params):
   )
 
 
+@pytest.mark.parametrize('rate', [1e-5, 1e-3, 1.0, 100.0])
+def test_a_start_above_its_place_is_a_start_from_below(rate, params, data):
+  """What the user set is forgotten, to the last bit of float32's logarithm."""
+  low = train(
+    metalr_flax.self_tuning(injected('adam', 1e-5)), params, data, 200
+  )
+  other = train(
+    metalr_flax.self_tuning(injected('adam', rate)), params, data, 200
+  )
+  np.testing.assert_allclose(low[2], other[2], rtol=1e-2)
+
+
+@pytest.mark.parametrize('bad', [np.nan, np.inf, 1e6])
+@pytest.mark.parametrize('name', OPTIMIZERS)
+def test_the_guard_goes_back_where_gradients_explode(name, bad, params, data):
+  tx = metalr_flax.self_tuning(injected(name))
+  now, state, _ = train(tx, params, data, 60)
+  grads = jax.grad(loss_fn)(now, batch_at(data, 60))
+  worse = jax.tree.map(lambda g: jnp.full_like(g, bad), grads)
+  updates, after = tx.update(worse, state, now)
+  back = optax.apply_updates(now, updates)
+  for got, good in zip(
+    jax.tree.leaves(back), jax.tree.leaves(state.guard.good), strict=True
+  ):
+    np.testing.assert_allclose(got, good, rtol=1e-5, atol=1e-6)
+  rates = [
+    metalr_flax.hyperparams_of(s)['learning_rate'] for s in (state, after)
+  ]
+  assert rates[1] == pytest.approx(rates[0] / 10, rel=0.05)
+  assert not np.any(jax.tree.leaves(after.tangents)[0])
+  assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(after))
+  # It trains on from there.
+  _, state, losses = train(tx, back, data, 200, state=after, first=61)
+  assert np.all(np.isfinite(losses))
+  assert np.mean(losses[-20:]) < np.mean(losses[:20])
+
+
+def test_the_guard_watches_the_loss_where_it_is_given(params, data):
+  tx = metalr_flax.self_tuning(injected('adam'))
+  state = tx.init(params)
+  grads = jax.grad(loss_fn)(params, batch_at(data, 0))
+  for value in (1.0, 0.9, -5.0, 1.1):
+    _, state = tx.update(grads, state, params, value=jnp.asarray(value))
+  calm = state.eta['learning_rate']
+  _, state = tx.update(grads, state, params, value=jnp.asarray(1e3))
+  assert state.eta['learning_rate'] < calm - 2
+
+
+def test_a_loss_that_explodes_above_a_rate_is_brought_down():
+  """x^4 throws any constant rate above its bound out; the guard returns."""
+  tx = metalr_flax.self_tuning(injected('sgd', 1.0))
+  start = {'x': jnp.full(4, 1e3)}
+  grad = jax.grad(lambda p: jnp.sum(p['x'] ** 4))
+
+  def body(carry, _):
+    params, state = carry
+    updates, state = tx.update(grad(params), state, params)
+    params = optax.apply_updates(params, updates)
+    return (params, state), jnp.sum(params['x'] ** 4)
+
+  (params, _), losses = jax.lax.scan(body, (start, tx.init(start)), length=2000)
+  assert np.all(np.isfinite(jax.tree.leaves(params)[0]))
+  assert losses[-1] < 1e-6 * 4e12
+
+
+def test_groups_have_rates_of_their_own(params, data):
+  """The tangents of two groups do not mix: a scaled gradient finds its rate."""
+  labels = {'a': 'first', 'b': 'second'}
+  inner = metalr_flax.make_grouped(
+    optax.sgd, {'learning_rate': 1e-3, 'momentum': 0.9}, (), labels
+  )
+  for given in (labels, lambda _: labels):
+    tx = metalr_flax.self_tuning(inner, labels=given)
+    _, state, losses = train(tx, params, data, 400)
+    rates = metalr_flax.hyperparams_of(state)
+    assert rates.keys() == {'learning_rate/first', 'learning_rate/second'}
+    assert len(set(rates.values())) == 2
+    assert min(rates.values()) > 1e-4
+    assert np.mean(losses[-20:]) < 0.8 * np.mean(losses[:20])
+
+
 @pytest.mark.parametrize(
   ('make', 'part'),
   [
@@ -313,6 +398,7 @@ def test_a_slope_that_is_not_finite_moves_nothing(params):
     (lambda: metalr_flax.self_tuning(injected(), learned={'rate': 'log'}), "'rate' is not among"),
     (lambda: metalr_flax.self_tuning(injected(), learned={'b1': 'sqrt'}), "must be one of"),
     (lambda: metalr_flax.self_tuning(injected(), discount=1.5), 'discount=1.5'),
+    (lambda: metalr_flax.self_tuning(injected(), discount=0.5), "is meta_tx's"),
     (lambda: metalr_flax.self_tuning(injected(rate=optax.constant_schedule(0.1))), 'is a schedule'),
   ],
 )  # fmt: skip

@@ -1,0 +1,129 @@
+r"""How far eta moves: the rule that needs no tuning of its own.
+
+Two slopes are read at each update, both of them the gradient along a weighted
+sum of past updates, Z_t = sum_s w(t, s) u_s:
+
+    long     w = s / t: what the whole run so far has done
+    quick    w = 2^(s - t): what the last few updates have done
+
+The long one decides. Its mean over its root mean square, both over a share of
+the run, is a number q in [-1, 1]: 1 where the slope has one sign, near 0 where
+it is noise. eta moves by -pace q, and the pace falls as 1 / t: every window is
+a share of the time gone by, so the rule has no horizon to be told, and noise
+cannot walk eta away late in a run (the sum of 1 / t^2 is finite).
+
+The quick one overrules it where it is sure. All of the last updates uphill: the
+rate is past what is stable, and falls at once, whatever the run as a whole has
+gained. All of them downhill: the rate grows, whatever was learned before.
+
+docs/self_tuning.md says what else was tried.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+# Of the long slope: its window has a share of 1 of the updates so far.
+MIN_WINDOW = 10.0
+AVERAGED_SHARE = 0.3
+MIN_AVERAGED = 5.0
+MAX_MOVE = 0.1
+PACE = 6.0
+# Of the quick one.
+QUICK_WINDOW = 2.0
+QUICK_AVERAGED = 20.0
+SURE = 0.7
+BRAKE = 0.2
+BOOST = 0.1
+LARGEST = 1e18
+
+
+class Average(NamedTuple):
+  """Exponential averages of n slopes.
+
+  Attributes:
+    mean: of the slope, float32 [n].
+    square: of its square, float32 [n].
+    weight: what the weights so far add up to, scalar; 0 at the start.
+  """
+
+  mean: jax.Array
+  square: jax.Array
+  weight: jax.Array
+
+
+class Steering(NamedTuple):
+  """All that the rule remembers."""
+
+  long: Average
+  quick: Average
+
+
+def init(count: int) -> Steering:
+  """The start, for `count` etas."""
+  average = Average(jnp.zeros(count), jnp.zeros(count), jnp.zeros(()))
+  return Steering(average, average)
+
+
+def long_discount(step: jax.Array) -> jax.Array:
+  """The long window's gamma at update number `step`, from 0."""
+  return 1 - 1 / jnp.maximum(step.astype(jnp.float32), MIN_WINDOW)
+
+
+QUICK_DISCOUNT = 1 - 1 / QUICK_WINDOW
+
+
+def steer(
+  slopes: jax.Array,
+  quick_slopes: jax.Array,
+  steering: Steering,
+  step: jax.Array,
+) -> tuple[jax.Array, Steering]:
+  """What to add to each eta.
+
+  Args:
+    slopes: dF/deta along the long window, float32 [n].
+    quick_slopes: the same along the quick one.
+    steering: what was remembered.
+    step: updates done before, int32 scalar.
+
+  Returns:
+    The moves [n], and what to remember.
+  """
+  slopes, quick_slopes = _finite(slopes), _finite(quick_slopes)
+  time = step.astype(jnp.float32)
+  averaged = jnp.maximum(AVERAGED_SHARE * time, MIN_AVERAGED)
+  long, trend = _averaged(steering.long, slopes, averaged)
+  quick, alert = _averaged(steering.quick, quick_slopes, QUICK_AVERAGED)
+  moves = -jnp.minimum(MAX_MOVE, PACE / (time + 1)) * trend
+  brake = BRAKE * _excess(alert)
+  boost = BOOST * _excess(-alert)
+  moves = jnp.where(brake > 0, jnp.minimum(moves, 0) - brake, moves)
+  moves = jnp.where(boost > 0, jnp.maximum(moves, boost), moves)
+  return moves, Steering(long, quick)
+
+
+def _finite(slopes: jax.Array) -> jax.Array:
+  """With squares that are finite; of a NaN nothing can be learned."""
+  return jnp.clip(jnp.nan_to_num(slopes, nan=0.0), -LARGEST, LARGEST)
+
+
+def _excess(alert: jax.Array) -> jax.Array:
+  """0 up to `SURE`, 1 at 1."""
+  return jnp.maximum(alert - SURE, 0) / (1 - SURE)
+
+
+def _averaged(
+  average: Average, slopes: jax.Array, window: jax.typing.ArrayLike
+) -> tuple[Average, jax.Array]:
+  """The averages with new slopes, and mean over root mean square."""
+  old = 1 - 1 / jnp.asarray(window)
+  new = Average(
+    old * average.mean + (1 - old) * slopes,
+    old * average.square + (1 - old) * slopes**2,
+    old * average.weight + (1 - old),
+  )
+  # The weights cancel but for a square root.
+  scale = jax.lax.rsqrt(new.square * new.weight + jnp.finfo(jnp.float32).tiny)
+  return new, new.mean * scale
