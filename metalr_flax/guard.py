@@ -1,9 +1,12 @@
-"""The guard: it sees an explosion, goes back to good parameters, slows down.
+"""The guard: it sees an explosion, goes back to where it was well, slows down.
 
 Explosion means that the gradient's norm (or the loss, where it is told) is an
 order of magnitude above anything seen in the run. That is never how training
 goes on, unless it started at a saddle; so an alarm raises the mark, and what
 comes again is soon believed.
+
+Where it was well is known by the displacement since: the sum of the updates of
+the last few steps, which the quick slope needs anyway (`steering.py`).
 """
 
 from typing import Any, NamedTuple
@@ -16,50 +19,48 @@ EXCESS = 10.0  # times the mark: an alarm
 RAISE = 3.0  # times the mark, after one
 BACK_OFF = 2.3  # e-folds that the learning rate loses
 AVERAGED = 5.0  # updates: one bad batch is no explosion
-MIN_AGE = 10.0  # updates between snapshots, at least
+MIN_AGE = 10.0  # updates between two looks at the mark, at least
 AGE_SHARE = 0.1  # of the run so far
 
 
 class Guard(NamedTuple):
-  """What it watches, gradient norm and loss, and where it would go back to.
+  """What it watches: gradient norm and loss.
 
   Attributes:
-    good: parameters of a good moment, at most a tenth of the run old.
     level: running means of what is watched, float32 [2].
-    mark: the highest levels of the good moments, [2].
-    due: update at which the next snapshot is taken, scalar.
+    mark: the highest levels of good moments, [2].
+    due: update at which the mark is looked at again, scalar.
+    restart: whether the last update went back, boolean scalar: the inner
+      optimizer and the tangents start anew at the next one.
   """
 
-  good: PyTree
   level: jax.Array
   mark: jax.Array
   due: jax.Array
+  restart: jax.Array
 
 
-def init(params: PyTree) -> Guard:
-  """The start: the first parameters are good."""
-  return Guard(params, jnp.zeros(2), jnp.zeros(2), jnp.zeros(()))
+def init() -> Guard:
+  """The start: nothing seen yet."""
+  return Guard(
+    jnp.zeros(2), jnp.zeros(2), jnp.zeros(()), jnp.zeros((), jnp.bool_)
+  )
 
 
 def watch(
-  guard: Guard,
-  grads: PyTree,
-  params: PyTree,
-  step: jax.Array,
-  value: jax.Array | None,
+  guard: Guard, grads: PyTree, step: jax.Array, value: jax.Array | None
 ) -> tuple[jax.Array, Guard]:
   """Whether to go back, and the guard after this update.
 
   Args:
     guard: before.
     grads: of params' structure.
-    params: before the update.
     step: updates done before, int32 scalar.
     value: the loss, where the caller gave it.
 
   Returns:
-    A boolean scalar: go back to `good`. It is true for a gradient or a loss
-    that is not finite, too.
+    A boolean scalar: go back. It is true for a gradient or a loss that is not
+    finite, too.
   """
   seen = _seen(grads, value)
   level = jnp.where(
@@ -67,21 +68,15 @@ def watch(
   )
   mark = jnp.where(guard.mark > 0, guard.mark, seen)
   alarm = jnp.any(level > EXCESS * mark) | ~jnp.all(jnp.isfinite(seen))
-  snap = ~alarm & (step >= guard.due)
+  look = ~alarm & (step >= guard.due)
   age = jnp.maximum(MIN_AGE, AGE_SHARE * step)
+  raised = jnp.where(look, jnp.maximum(mark, level), mark)
+  later = jnp.where(look, step + age, guard.due)
   return alarm, Guard(
-    good=jax.tree.map(
-      lambda new, old: jnp.where(snap, new, old), params, guard.good
-    ),
     level=jnp.where(alarm, guard.mark, level),
-    mark=jnp.where(
-      alarm,
-      RAISE * guard.mark,
-      jnp.where(snap, jnp.maximum(mark, level), mark),
-    ),
-    due=jnp.where(
-      alarm, step + MIN_AGE, jnp.where(snap, step + age, guard.due)
-    ),
+    mark=jnp.where(alarm, RAISE * guard.mark, raised),
+    due=jnp.where(alarm, step + MIN_AGE, later),
+    restart=alarm,
   )
 
 

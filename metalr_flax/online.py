@@ -103,7 +103,7 @@ def advance(
   """Z after the update: what `push_update` gave, added to discounted tangents.
 
   Args:
-    tangents: Z before the update, discounted; of some of the leaves or of all.
+    tangents: Z before the update, discounted.
     dots: what `push_update` returned.
     params: for the number of their leaves.
   """
@@ -153,10 +153,36 @@ def init_tangents(
   }
 
 
-def of_params(tangents: forward.Tangents, params: PyTree) -> forward.Tangents:
-  """The tangents of the parameters alone."""
-  count = len(jax.tree.leaves(params))
-  return {place: z for place, z in tangents.items() if int(place) < count}
+def init_displacement(params: PyTree) -> forward.Tangents:
+  """No displacement, as tangents of one direction."""
+  return {
+    _key(place): jnp.zeros(
+      (1, *leaf.shape), jnp.promote_types(leaf.dtype, jnp.float32)
+    )
+    for place, leaf in enumerate(jax.tree.leaves(params))
+  }
+
+
+def add_updates(
+  displacement: forward.Tangents, updates: PyTree
+) -> forward.Tangents:
+  """The displacement after an update."""
+  leaves = jax.tree.leaves(updates)
+  return {
+    place: d + leaves[int(place)][None] for place, d in displacement.items()
+  }
+
+
+def go_back(updates: PyTree, displacement: forward.Tangents) -> PyTree:
+  """The updates less the displacement."""
+  leaves, treedef = jax.tree.flatten(updates)
+  return jax.tree.unflatten(
+    treedef,
+    [
+      u - displacement[_key(place)][0].astype(u.dtype)
+      for place, u in enumerate(leaves)
+    ],
+  )
 
 
 def _inner(params: PyTree, opt_state: optax.OptState) -> state_lib.InnerState:

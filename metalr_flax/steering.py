@@ -1,10 +1,9 @@
 r"""How far eta moves: the rule that needs no tuning of its own.
 
-Two slopes are read at each update, both of them the gradient along a weighted
-sum of past updates, Z_t = sum_s w(t, s) u_s:
+Two slopes are read at each update, the gradient along
 
-    long     w = s / t: what the whole run so far has done
-    quick    w = 2^(s - t): what the last few updates have done
+    long     Z_t = sum_s (s / t) u_s: what the whole run so far has done
+    quick    the displacement of the last one to three updates
 
 The long one decides. Its mean over its root mean square, both over a share of
 the run, is a number q in [-1, 1]: 1 where the slope has one sign, near 0 where
@@ -12,9 +11,10 @@ it is noise. eta moves by -pace q, and the pace falls as 1 / t: every window is
 a share of the time gone by, so the rule has no horizon to be told, and noise
 cannot walk eta away late in a run (the sum of 1 / t^2 is finite).
 
-The quick one overrules it where it is sure. All of the last updates uphill: the
-rate is past what is stable, and falls at once, whatever the run as a whole has
-gained. All of them downhill: the rate grows, whatever was learned before.
+The quick one overrules it for the learning rate where it is sure. All of the
+last updates uphill: the rate is past what is stable, and falls at once,
+whatever the run as a whole has gained. All of them downhill: the rate grows,
+whatever was learned before.
 
 docs/self_tuning.md says what else was tried.
 """
@@ -31,7 +31,7 @@ MIN_AVERAGED = 5.0
 MAX_MOVE = 0.1
 PACE = 6.0
 # Of the quick one.
-QUICK_WINDOW = 2.0
+QUICK_WINDOW = 3
 QUICK_AVERAGED = 20.0
 SURE = 0.7
 BRAKE = 0.2
@@ -71,7 +71,9 @@ def long_discount(step: jax.Array) -> jax.Array:
   return 1 - 1 / jnp.maximum(step.astype(jnp.float32), MIN_WINDOW)
 
 
-QUICK_DISCOUNT = 1 - 1 / QUICK_WINDOW
+def is_landmark(step: jax.Array) -> jax.Array:
+  """Whether the quick displacement starts anew at update number `step`."""
+  return step % QUICK_WINDOW == 0
 
 
 def steer(
@@ -84,7 +86,8 @@ def steer(
 
   Args:
     slopes: dF/deta along the long window, float32 [n].
-    quick_slopes: the same along the quick one.
+    quick_slopes: the same along the quick displacement; 0 for an eta that is
+      no learning rate.
     steering: what was remembered.
     step: updates done before, int32 scalar.
 

@@ -43,8 +43,8 @@ class SelfTuningState(NamedTuple):
     meta_opt_state: what moves eta remembers: `steering.Steering`, or the state
       of `meta_tx`.
     tangents: Z by the place of its leaf in (params, opt_state), [k, ...].
-    quick_tangents: Z of the last few updates, of the parameters alone.
-    guard: a snapshot of good parameters; None where nothing is guarded.
+    displacement: the sum of the last one to three updates, [1, ...] by place.
+    guard: against explosions; None where nothing is guarded.
     step: updates done, int32 scalar.
   """
 
@@ -53,7 +53,7 @@ class SelfTuningState(NamedTuple):
   eta: online.Eta
   meta_opt_state: Any
   tangents: forward.Tangents
-  quick_tangents: forward.Tangents
+  displacement: forward.Tangents
   guard: guard_lib.Guard | None
   step: jax.Array
 
@@ -94,8 +94,8 @@ class Tuner:
       eta=eta,
       meta_opt_state=self._init_meta(eta),
       tangents=tangents,
-      quick_tangents=online.of_params(tangents, params) if self.steers else {},
-      guard=guard_lib.init(params) if self.steers else None,
+      displacement=online.init_displacement(params) if self.steers else {},
+      guard=guard_lib.init() if self.steers else None,
       step=jnp.zeros((), jnp.int32),
     )
 
@@ -112,29 +112,70 @@ class Tuner:
     del extra_args
     if params is None:
       raise ValueError('self_tuning: update(grads, state, params) needs params')
-    eta, meta_opt_state = self._move_eta(state, updates, params)
-    gamma = (
-      steering_lib.long_discount(state.step) if self.steers else self.discount
-    )
-    tangents = jax.tree.map(lambda z: gamma * z, state.tangents)
+    if self.steers:
+      return self._steer(state, updates, params, value)
+    eta, meta_opt_state = self._follow(state, updates, params)
+    tangents = jax.tree.map(lambda z: self.discount * z, state.tangents)
     new, opt_state, dots = self._push(state, eta, updates, params, tangents)
-    after = state._replace(
+    return new, state._replace(
       opt_state=opt_state,
       eta=eta,
       meta_opt_state=meta_opt_state,
       tangents=online.advance(tangents, dots, params),
-      quick_tangents=online.advance(
-        jax.tree.map(
-          lambda z: steering_lib.QUICK_DISCOUNT * z, state.quick_tangents
-        ),
-        dots,
-        params,
-      ),
       step=optax.safe_increment(state.step),
     )
-    if state.guard is None:
-      return new, after
-    return self._guarded(state, after, new, updates, params, value)
+
+  def _steer(
+    self,
+    state: SelfTuningState,
+    grads: PyTree,
+    params: PyTree,
+    value: jax.Array | None,
+  ) -> tuple[PyTree, SelfTuningState]:
+    """An update by our rule.
+
+    Every large array is written once, after all that reads it, and no slope is
+    of an array made up for it: XLA then needs no copy of any. That is why the
+    restart is done by the update after the alarm.
+    """
+    before = state.guard
+    assert before is not None
+    alarm, guard = guard_lib.watch(before, grads, state.step, value)
+    eta, steering = self._move(state, grads, params, alarm, before.restart)
+    state = self._restarted(state, before.restart, params)
+    gamma = steering_lib.long_discount(state.step)
+    tangents = jax.tree.map(lambda z: gamma * z, state.tangents)
+    updates, opt_state, dots = self._push(state, eta, grads, params, tangents)
+    updates, dots = _zero_where(alarm, (updates, dots))
+    displacement = online.add_updates(
+      _zero_where(
+        steering_lib.is_landmark(state.step) & ~alarm, state.displacement
+      ),
+      updates,
+    )
+    return online.go_back(
+      updates, _zero_where(~alarm, displacement)
+    ), SelfTuningState(
+      opt_state=opt_state,
+      base=state.base,
+      eta=eta,
+      meta_opt_state=steering,
+      tangents=online.advance(tangents, dots, params),
+      displacement=displacement,
+      guard=guard,
+      step=optax.safe_increment(state.step),
+    )
+
+  def _restarted(
+    self, state: SelfTuningState, restart: jax.Array, params: PyTree
+  ) -> SelfTuningState:
+    """The state, with all forgotten where the last update went back."""
+    start = optimizers.init_state(self.inner_tx, params)
+    return state._replace(
+      opt_state=_where(restart, start, state.opt_state),
+      tangents=_zero_where(restart, state.tangents),
+      displacement=_zero_where(restart, state.displacement),
+    )
 
   def _labels(self, params: PyTree) -> PyTree | None:
     return self.labels(params) if callable(self.labels) else self.labels
@@ -144,40 +185,55 @@ class Tuner:
       return self.meta_tx.init(eta)
     return steering_lib.init(len(jax.tree.leaves(eta)))
 
-  def _move_eta(
+  def _follow(
     self, state: SelfTuningState, grads: PyTree, params: PyTree
   ) -> tuple[online.Eta, Any]:
-    """The new eta and what its mover remembers."""
-    if not self.learned:
+    """The new eta by `meta_tx`, and its state."""
+    if self.meta_tx is None or not self.learned:
       return state.eta, state.meta_opt_state
+    slopes = online.slopes(
+      state.eta, grads, params, state.tangents, self._labels(params)
+    )
+    moves, memory = self.meta_tx.update(slopes, state.meta_opt_state, state.eta)
+    finite = jnp.all(jnp.isfinite(jnp.stack(jax.tree.leaves(slopes))))
+    return _where(
+      finite,
+      (jax.tree.map(_add_within_range, state.eta, moves), memory),
+      (state.eta, state.meta_opt_state),
+    )
+
+  def _move(
+    self,
+    state: SelfTuningState,
+    grads: PyTree,
+    params: PyTree,
+    alarm: jax.Array,
+    restart: jax.Array,
+  ) -> tuple[online.Eta, steering_lib.Steering]:
+    """The new eta by our rule; after an alarm it knows nothing any more."""
     labels = self._labels(params)
     slopes = online.slopes(state.eta, grads, params, state.tangents, labels)
-    if self.meta_tx is not None:
-      moves, memory = self.meta_tx.update(
-        slopes, state.meta_opt_state, state.eta
-      )
-      finite = jnp.all(jnp.isfinite(jnp.stack(jax.tree.leaves(slopes))))
-      moves, memory = _where(
-        finite,
-        (moves, memory),
-        (optax.tree.zeros_like(moves), state.meta_opt_state),
-      )
-    else:
-      quick = online.slopes(
-        state.eta, grads, params, state.quick_tangents, labels
-      )
-      leaves, treedef = jax.tree.flatten(slopes)
-      rows, memory = steering_lib.steer(
-        jnp.stack(leaves),
-        jnp.stack(jax.tree.leaves(quick)),
-        state.meta_opt_state,
-        state.step,
-      )
-      moves = jax.tree.unflatten(treedef, list(rows))
-    eta = jax.tree.map(
-      lambda e, m: jnp.clip(e + m, -ETA_RANGE, ETA_RANGE), state.eta, moves
+    rate = {n: eta for n, eta in state.eta.items() if n == 'learning_rate'}
+    quick = online.slopes(rate, grads, params, state.displacement, labels)
+    quick = {**jax.tree.map(jnp.zeros_like, slopes), **quick}
+    slopes, quick = _zero_where(restart, (slopes, quick))
+    leaves, treedef = jax.tree.flatten(slopes)
+    rows, steering = steering_lib.steer(
+      jnp.stack(leaves),
+      jnp.stack(jax.tree.leaves(quick)),
+      state.meta_opt_state,
+      state.step,
     )
-    return eta, memory
+    moves = jax.tree.unflatten(treedef, list(rows))
+    back = {
+      name: jax.tree.map(
+        lambda _, n=name: -guard_lib.BACK_OFF * (n in rate), state.eta[name]
+      )
+      for name in state.eta
+    }
+    moves = _where(alarm, back, moves)
+    eta = jax.tree.map(_add_within_range, state.eta, moves)
+    return eta, _zero_where(alarm, steering)
 
   def _push(
     self,
@@ -212,44 +268,13 @@ class Tuner:
       )
     return values
 
-  def _guarded(
-    self,
-    before: SelfTuningState,
-    after: SelfTuningState,
-    updates: PyTree,
-    grads: PyTree,
-    params: PyTree,
-    value: jax.Array | None,
-  ) -> tuple[PyTree, SelfTuningState]:
-    """The update, or the way back where the guard says so."""
-    assert before.guard is not None
-    alarm, guard = guard_lib.watch(
-      before.guard, grads, params, before.step, value
-    )
-    eta = dict(before.eta)
-    if 'learning_rate' in eta:
-      eta['learning_rate'] = jax.tree.map(
-        lambda e: jnp.maximum(e - guard_lib.BACK_OFF, -ETA_RANGE),
-        eta['learning_rate'],
-      )
-    back = after._replace(
-      opt_state=optimizers.with_hyperparams(
-        optimizers.init_state(self.inner_tx, params),
-        self._hyperparams(before.base, eta, before.step),
-      ),
-      eta=eta,
-      meta_opt_state=optax.tree.zeros_like(after.meta_opt_state),
-      tangents=optax.tree.zeros_like(after.tangents),
-      quick_tangents=optax.tree.zeros_like(after.quick_tangents),
-    )
-    home = jax.tree.map(
-      lambda good, now, u: (good - now).astype(u.dtype),
-      before.guard.good,
-      params,
-      updates,
-    )
-    chosen, new = _where(alarm, (home, back), (updates, after))
-    return chosen, new._replace(guard=guard)
+
+def _add_within_range(eta: jax.Array, move: jax.Array) -> jax.Array:
+  return jnp.clip(eta + move, -ETA_RANGE, ETA_RANGE)
+
+
+def _zero_where(condition: jax.Array, tree: PyTree) -> PyTree:
+  return jax.tree.map(lambda a: jnp.where(condition, 0, a), tree)
 
 
 def _where(condition: jax.Array, one: PyTree, other: PyTree) -> PyTree:
