@@ -7,8 +7,11 @@ from typing import Any, NamedTuple
 
 # Literal copies of what `tasks`, `models`, `hyperparams`, `meta_gradient` and
 # optax offer: a test holds them equal.
-TASKS = ('digits', 'linear_regression', 'text')
-MODELS = ('cnn', 'linear', 'mlp', 'transformer')
+TASKS = (
+  'breast_cancer', 'digits', 'drifting_target', 'ill_conditioned_regression',
+  'linear_regression', 'noisy_quadratic', 'text',
+)  # fmt: skip
+MODELS = ('cnn', 'linear', 'mlp', 'transformer', 'vector')
 ESTIMATORS = ('forward', 'none', 'reverse')
 REMATS = ('none', 'sqrt', 'step')
 CURVATURES = ('exact', 'none', 'subsample')

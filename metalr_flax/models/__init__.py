@@ -10,10 +10,12 @@ from metalr_flax.models.cnn import CNN
 from metalr_flax.models.linear import Linear
 from metalr_flax.models.mlp import MLP
 from metalr_flax.models.transformer import Transformer
+from metalr_flax.models.vector import Vector
 
 MODELS: dict[str, type[nnx.Module]] = {
   'cnn': CNN,
   'linear': Linear,
   'mlp': MLP,
   'transformer': Transformer,
+  'vector': Vector,
 }

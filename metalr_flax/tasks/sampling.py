@@ -1,8 +1,11 @@
-"""Batches from arrays in memory, drawn inside a jitted loop.
+"""Batches drawn inside a jitted loop, from arrays in memory or made.
 
 An epoch is a random permutation of the examples, a function of the stream's key
 and of the epoch's number; a batch takes the next entries of it. What an epoch
 has left over when it cannot fill a batch is dropped.
+
+Where batches are not shuffled but made, batch t is a function of the stream's
+key and of t.
 """
 
 from typing import Any
@@ -12,6 +15,10 @@ import jax
 import jax.numpy as jnp
 
 PyTree = Any
+# A model's weights are drawn with `fold_in(key(seed), 0)` and so on, and its
+# task is given that very `key(seed)`: without a number far from those, the task
+# would draw the same values again, a target equal to the first weights, say.
+_STREAM = 0x7461736B
 
 
 class EpochState(flax.struct.PyTreeNode, kw_only=True):
@@ -57,6 +64,27 @@ def next_batch(
   rows = jax.lax.dynamic_slice_in_dim(state.order, state.position, batch_size)
   batch = jax.tree.map(lambda array: jnp.take(array, rows, axis=0), arrays)
   return state.replace(position=state.position + batch_size), batch
+
+
+def init_draws(rng: jax.Array) -> dict[str, jax.Array]:
+  """The start of a stream of made batches.
+
+  Args:
+    rng: the run's key.
+
+  Returns:
+    `key`, shared with nothing else of the run, and `step`, int32 0.
+  """
+  key = jax.random.fold_in(rng, _STREAM)
+  return {'key': key, 'step': jnp.zeros((), jnp.int32)}
+
+
+def next_key(
+  data_state: dict[str, jax.Array],
+) -> tuple[dict[str, jax.Array], jax.Array]:
+  """The position after, and the key of batch t, `fold_in(key, t)`."""
+  key, step = data_state['key'], data_state['step']
+  return {**data_state, 'step': step + 1}, jax.random.fold_in(key, step)
 
 
 def _next_epoch(state: EpochState) -> EpochState:

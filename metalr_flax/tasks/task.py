@@ -49,6 +49,23 @@ class Task(abc.ABC):
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The loss of a model on a batch, a scalar, and more scalars by name."""
 
+  def objective(
+    self, model: nnx.Module, data_state: PyTree
+  ) -> jax.Array | None:
+    """The training objective without sampling noise, to compare runs by.
+
+    Pure JAX, as `next` is. Nothing is trained on it.
+
+    Args:
+      model: where to evaluate it.
+      data_state: the position of the stream, for a task that changes along it.
+
+    Returns:
+      A scalar, or None, as here, where only batches can tell.
+    """
+    del model, data_state
+    return None
+
   def eval_batches(self) -> Iterable[PyTree]:
     """Batches never trained on; their mean, weighted by size, is `eval/*`.
 

@@ -1,0 +1,48 @@
+"""Checks of what the tasks' constructors, and their losses, are given."""
+
+import math
+
+from flax import nnx
+import jax
+
+
+def check_integer(name: str, value: int, low: int) -> None:
+  """Refuses anything but an integer of at least `low` with a ValueError."""
+  whole = isinstance(value, int) and not isinstance(value, bool)
+  if not whole or value < low:
+    raise ValueError(f'{name}={value}: must be an integer >= {low}')
+
+
+def check_number(name: str, value: float, low: float) -> None:
+  """Refuses anything but a finite number of at least `low`: a ValueError."""
+  real = isinstance(value, (int, float)) and not isinstance(value, bool)
+  if not real or not low <= value < math.inf:
+    raise ValueError(f'{name}={value}: must be a finite number >= {low:g}')
+
+
+def check_fractions(meta_fraction: float, test_fraction: float) -> None:
+  """Refuses shares that leave no train, meta or test part: a ValueError."""
+  if not (
+    0
+    < min(meta_fraction, test_fraction)
+    < 1 - max(meta_fraction, test_fraction)
+  ):
+    raise ValueError(
+      f'meta_fraction={meta_fraction}, test_fraction={test_fraction}: must be '
+      f'> 0 and sum to less than 1'
+    )
+
+
+def theta_of(model: nnx.Module, size: int) -> jax.Array:
+  """The parameter `theta`, float `[size]`, of a model such as `Vector`.
+
+  Raises:
+    ValueError: where there is none, or one of another shape.
+  """
+  theta = getattr(model, 'theta', None)
+  if theta is None or theta.shape != (size,):
+    raise ValueError(
+      f'the model must have a parameter theta of shape ({size},); set '
+      f'model.name=vector and model.kwargs.size={size}'
+    )
+  return theta[...]
