@@ -38,6 +38,7 @@ _PUBLIC = {
   'make_loss_fn': 'models.functional',
   'outer_step': 'outer',
   'outer_steps': 'outer',
+  'save_schedule': 'schedule',
   'self_tuning': 'tuning',
   'split': 'models.functional',
   'unconstrain': 'hyperparams',

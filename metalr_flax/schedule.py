@@ -1,6 +1,6 @@
 """The learned schedule: `schedule.json`, and the optax schedule it holds."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import json
 import pathlib
 from typing import Any
@@ -12,6 +12,7 @@ import optax
 
 from metalr_flax import errors
 from metalr_flax import hyperparams
+from metalr_flax import storage
 
 Schedules = dict[str, dict[str, list[Any]]]
 
@@ -52,6 +53,45 @@ def make_schedule(entry: Mapping[str, Any]) -> optax.Schedule:
     return jnp.asarray(values)[jnp.maximum(place, 0)]
 
   return schedule
+
+
+def save_schedule(
+  path: str | pathlib.Path,
+  values: Mapping[str, Sequence[float]],
+  *,
+  every: int = 1,
+) -> None:
+  """Writes recorded hyperparameters as a `schedule.json`.
+
+    rates = []
+    for step in range(num_steps):
+      ...  # an update of a self-tuned optimizer
+      rates.append(metalr_flax.hyperparams_of(opt_state)['learning_rate'])
+    metalr_flax.save_schedule('schedule.json', {'learning_rate': rates})
+
+  `hyperparams_of` after an update gives what that update used, so the list
+  starts with the first update's value.
+
+  Args:
+    path: the file; one that is there is replaced.
+    values: by name, the value in use at updates 0, every, 2 every, ...
+    every: updates between two values, >= 1.
+
+  Raises:
+    ValueError: for no values, one that is not finite, or `every` below 1.
+  """
+  if every < 1:
+    raise ValueError(f'save_schedule: every={every}: must be >= 1')
+  schedules: Schedules = {}
+  for name, column in values.items():
+    numbers = [float(value) for value in column]
+    if not numbers or not np.all(np.isfinite(numbers)):
+      raise ValueError(
+        f'save_schedule: {name}: must be one finite number or more'
+      )
+    steps = [every * place for place in range(len(numbers))]
+    schedules[name] = {'inner_step': steps, 'value': numbers}
+  storage.write_json(pathlib.Path(path), schedules)
 
 
 def load_schedule(

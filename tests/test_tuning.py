@@ -288,6 +288,44 @@ def test_saved_and_restored_in_the_middle_it_is_the_same(
   assert_same_bits(rest[:2], whole[:2])
 
 
+@pytest.mark.parametrize('name', OPTIMIZERS)
+def test_recorded_values_replay_as_a_schedule(name, params, data, tmp_path):
+  """The same rates at the same updates: the same run, but for rounding."""
+  tx = metalr_flax.self_tuning(injected(name))
+
+  @jax.jit
+  def step(now, state, number):
+    loss, grads = jax.value_and_grad(loss_fn)(now, batch_at(data, number))
+    updates, state = tx.update(grads, state, now)
+    return optax.apply_updates(now, updates), state, loss
+
+  now, state, rates, losses = params, tx.init(params), [], []
+  for number in range(150):
+    now, state, loss = step(now, state, number)
+    rates.append(metalr_flax.hyperparams_of(state)['learning_rate'])
+    losses.append(float(loss))
+  path = tmp_path / 'schedule.json'
+  metalr_flax.save_schedule(path, {'learning_rate': rates})
+  rate = metalr_flax.load_schedule(path)
+  _, _, replayed = train(OPTIMIZERS[name](rate), params, data, 150)
+  np.testing.assert_allclose(replayed, losses, rtol=2e-3)
+  assert max(rates) > 10 * rates[0]
+
+
+@pytest.mark.parametrize(
+  ('values', 'every', 'part'),
+  [
+    ({'learning_rate': []}, 1, 'one finite number or more'),
+    ({'learning_rate': [0.1, np.nan]}, 1, 'one finite number or more'),
+    ({'learning_rate': [0.1]}, 0, 'every=0'),
+  ],
+)
+def test_a_schedule_that_cannot_be_is_refused(values, every, part, tmp_path):
+  with pytest.raises(ValueError, match=part):
+    metalr_flax.save_schedule(tmp_path / 's.json', values, every=every)
+  assert not list(tmp_path.iterdir())
+
+
 def test_a_schedule_multiplies_the_learned_rate(params, data):
   half = optax.constant_schedule(0.5)
   off = optax.set_to_zero()
