@@ -1,6 +1,6 @@
 """The command line: flags in, a checked config and a workdir out, no JAX."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import os
 import pathlib
@@ -37,13 +37,22 @@ class Arguments:
   command: str
 
 
-def parse(module: str, argv: Sequence[str], usage: str) -> Arguments:
+def parse(
+  module: str,
+  argv: Sequence[str],
+  usage: str,
+  *,
+  check_name: Callable[[str], None] = config_lib.check_name,
+  resolve: Callable[[Mapping[str, Any]], dict[str, Any]] = config_lib.resolve,
+) -> Arguments:
   """Reads `--config=FILE [--config.<field>=VALUE ...] [--workdir=DIR]`.
 
   Args:
     module: the module being run, e.g. `metalr_flax.main`.
     argv: the arguments after the program's name.
     usage: printed for `--help`, which ends the program with status 0.
+    check_name: refuses the name of a field that does not exist.
+    resolve: checks the whole config and makes it plain.
 
   Returns:
     The checked config and the workdir, by default
@@ -59,7 +68,7 @@ def parse(module: str, argv: Sequence[str], usage: str) -> Arguments:
   name, *argument = given.split(':', 1)  # file.py:argument is allowed
   path = _config_path(name)
   for field in _overridden(rest):
-    config_lib.check_name(field)
+    check_name(field)
   values = _parse_flags(rest, path, _load(path, argument))
   try:
     config = values.config.to_dict()
@@ -71,7 +80,7 @@ def parse(module: str, argv: Sequence[str], usage: str) -> Arguments:
   elif not workdir:
     raise errors.ConfigError('workdir=: must not be empty; leave the flag out')
   return Arguments(
-    config=config_lib.resolve(config),
+    config=resolve(config),
     workdir=pathlib.Path(workdir),
     command=_command(module, argv),
   )
@@ -190,13 +199,13 @@ def _not_in_file(
 ) -> errors.ConfigError:
   """The line for an override of what the file does not have."""
   for name in _overridden(argv):
-    if name.rpartition('.')[2] not in str(error):
+    if not any(part in str(error) for part in name.split('.')):
       continue
-    if name in fields.FIELDS:
+    mapping = next((m for m in fields.MAPPINGS if name.startswith(f'{m}.')), '')
+    if not mapping:
       return errors.ConfigError(
         f'{name}: not in {path}; add it there (see configs/default.py)'
       )
-    mapping = next(m for m in fields.MAPPINGS if name.startswith(f'{m}.'))
     key = name.removeprefix(f'{mapping}.')
     return errors.ConfigError(
       f'{name}: not in {path}; give the whole mapping, '

@@ -28,7 +28,7 @@ def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
   Raises:
     ConfigError: naming the first field that is unknown, missing or wrong.
   """
-  plain = _plain('', config)
+  plain = to_plain(config)
   for section in fields.SECTIONS:
     if section in plain and not isinstance(plain[section], dict):
       check_name(section)
@@ -46,6 +46,21 @@ def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
   _check_learned(flat)
   _check_estimator(flat)
   return plain
+
+
+def to_plain(config: Mapping[str, Any]) -> dict[str, Any]:
+  """A config as JSON values: references resolved, tuples as lists.
+
+  Args:
+    config: nested mapping, e.g. a ConfigDict's `to_dict()`.
+
+  Returns:
+    Nested dict of dict, list, str, int, float, bool and None.
+
+  Raises:
+    ConfigError: for a value that is neither, or a number that is not finite.
+  """
+  return _plain('', config)
 
 
 def check_name(name: str) -> None:

@@ -14,8 +14,10 @@ PACKAGE = pathlib.Path(metalr_flax.__file__).parent
 LAYERS = [
   {'errors', 'ranges', 'state', 'interrupts', 'fields', 'jaxprs', 'storage'},
   {'products', 'hyperparams', 'optimizers', 'curvature', 'safe_derivatives'},
-  {'config', 'schedule', 'inner', 'factors', 'steering', 'guard'},
-  {'workdir', 'manifest', 'fingerprint'},
+  {'config', 'cells', 'schedule', 'inner', 'factors', 'steering', 'guard'},
+  {'workdir', 'manifest', 'fingerprint', 'comparison_config', 'outcomes'},
+  {'standings', 'comparison_workdir'},
+  {'comparison_plots', 'comparison_table'},
   {'problem', 'evaluate', 'records', 'plots', 'cli'},
   {'forward', 'window'},
   {'forward_gradient'},
@@ -25,17 +27,18 @@ LAYERS = [
   {'lookup'},
   {'build_optimizers'},
   {'build', 'report'},
-  {'recorder', 'loading', 'finite_difference'},
-  {'train'},
-  {'launch'},
-  {'main', 'audit'},
+  {'recorder', 'loading', 'finite_difference', 'arena'},
+  {'train', 'contestants'},
+  {'launch', 'race'},
+  {'comparison'},
+  {'main', 'audit', 'compare'},
 ]
 LEVEL = {name: i for i, layer in enumerate(LAYERS) for name in layer}
 DOORS = {
   'orbax': {'checkpoint'},
   'clu': {'writers'},
   'tensorboard': {'writers'},
-  'matplotlib': {'plots'},
+  'matplotlib': {'plots', 'comparison_plots'},
   'ml_collections': {'cli', 'loading'},
   'sklearn': {'tasks'},
 }

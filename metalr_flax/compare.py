@@ -1,0 +1,61 @@
+"""Compares self_tuning with tuned baselines, on your problems or these.
+
+  python -m metalr_flax.compare --config=configs/compare.py
+      [--config.only=PROBLEM,PROBLEM] [--config.methods=METHOD,METHOD]
+      [--config.<field>=VALUE ...] [--workdir=DIR]
+
+Each finished cell (a problem, an optimizer and a method, all rates and seeds)
+is written to <workdir>/cells/; the same command goes on where it stopped, and
+`only` and `methods` may change. The results are comparison.csv, summary.json,
+table.md and plots/, over all cells finished so far.
+
+After a change of the code itself take another workdir, or delete the cells
+that it concerns: a cell knows its config, not the code that it was made with.
+
+Exit status: 0 done, 2 bad flags or config, 3 workdir refused, 5 storage failed,
+75 interrupted with all finished cells saved.
+"""
+
+from collections.abc import Sequence
+import sys
+
+from metalr_flax import interrupts
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs the command line; returns its exit status.
+
+  Args:
+    argv: the arguments after the program's name, `sys.argv`'s by default.
+  """
+  stop = interrupts.StopRequest().install()  # before anything takes time
+  from metalr_flax import cli
+  from metalr_flax import comparison_config
+  from metalr_flax import comparison_workdir
+  from metalr_flax import errors
+
+  try:
+    arguments = cli.parse(
+      'metalr_flax.compare',
+      sys.argv[1:] if argv is None else argv,
+      __doc__ or '',
+      check_name=comparison_config.check_name,
+      resolve=comparison_config.resolve,
+    )
+    comparison_workdir.check(
+      arguments.workdir, arguments.config, arguments.command
+    )
+    from metalr_flax import comparison  # imports JAX: only when all is fine
+
+    comparison.run(arguments.config, arguments.workdir, stop=stop)
+  except errors.Interrupted as stopped:
+    print(f'metalr_flax: interrupted: {stopped}', file=sys.stderr)
+    return stopped.status
+  except errors.MetalrError as error:
+    print(f'metalr_flax: error: {error}', file=sys.stderr)
+    return error.status
+  return 0
+
+
+if __name__ == '__main__':
+  sys.exit(main())

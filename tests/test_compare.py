@@ -1,0 +1,445 @@
+"""The comparison command: its files agree, it resumes, and it is honest.
+
+One tiny comparison is run once, by a real process; the tests look at it.
+"""
+
+import csv
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+from flax import nnx
+import jax
+import numpy as np
+import optax
+import pytest
+
+from metalr_flax import arena as arena_lib
+from metalr_flax import build
+from metalr_flax import cells
+from metalr_flax import cli
+from metalr_flax import compare
+from metalr_flax import comparison_config
+from metalr_flax import comparison_plots
+from metalr_flax import comparison_table
+from metalr_flax import contestants
+from metalr_flax import errors
+from metalr_flax import interrupts
+from metalr_flax import models
+from metalr_flax import outcomes
+from metalr_flax import race
+from metalr_flax import standings as standings_lib
+from metalr_flax import tasks
+
+ROOT = pathlib.Path(__file__).parent.parent
+CONFIG = f'--config={ROOT / "configs" / "compare.py"}'
+RATES, STARTS = (1e-3, 1e-2), (1e-3, 1e-2)
+BASE = [
+  CONFIG,
+  '--config.num_seeds=2',
+  '--config.num_evaluations=4',
+  '--config.only=digits_mlp',
+  '--config.problems.digits_mlp.num_steps=32',
+  "--config.optimizers={'sgd': {'momentum': 0.9}, 'adam': {}}",
+  '--config.learning_rates=1e-3,1e-2',
+  '--config.initial_learning_rates=1e-3,1e-2',
+]
+TINY = [*BASE, '--config.problems.digits_mlp.model.kwargs.features=(64, 10)']
+METHODS = ['constant', 'self_tuning', 'trainer', 'prodigy']
+CELLS = 3 * 2 + 1  # of two inner optimizers, and prodigy
+
+
+def methods(*names):
+  return f'--config.methods={",".join(names)}'
+
+
+def start(argv, cwd):
+  paths = [str(ROOT), os.environ.get('PYTHONPATH', '')]
+  return subprocess.Popen(
+    [sys.executable, '-m', 'metalr_flax.compare', *argv],
+    cwd=cwd,
+    env={**os.environ, 'PYTHONPATH': os.pathsep.join(filter(None, paths))},
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory):
+  """A workdir with every cell of METHODS, and what was printed."""
+  workdir = tmp_path_factory.mktemp('compare') / 'run'
+  process = start(
+    [*TINY, methods(*METHODS), f'--workdir={workdir}'], workdir.parent
+  )
+  stdout, stderr = process.communicate(timeout=300)
+  assert process.returncode == 0, stderr
+  return workdir, stdout
+
+
+def parse(*argv):
+  return cli.parse(
+    'metalr_flax.compare',
+    [*TINY, *argv],
+    '',
+    check_name=comparison_config.check_name,
+    resolve=comparison_config.resolve,
+  ).config
+
+
+def read_rows(workdir):
+  with open(workdir / 'comparison.csv', newline='') as file:
+    return list(csv.DictReader(file))
+
+
+def read_cells(workdir):
+  files = sorted((workdir / 'cells').glob('*.json'))
+  return {file.stem: json.loads(file.read_text()) for file in files}
+
+
+def test_every_run_has_a_row_as_its_cell_has_it(finished):
+  workdir, _ = finished
+  rows = read_rows(workdir)
+  assert tuple(rows[0]) == comparison_table.COLUMNS
+  assert len(rows) == 3 * 2 * 2 * 2 + 2
+  found = read_cells(workdir)
+  assert len(found) == CELLS
+  for row in rows:
+    parts = row['problem'], row['optimizer'], row['method']
+    cell = found['.'.join(filter(None, parts))]
+    rates = cell['learning_rates'] or [None]
+    rate = float(row['learning_rate']) if row['learning_rate'] else None
+    seed = int(row['seed']) - cell['first_seed']
+    assert float(row['final']) == cell['finals'][rates.index(rate)][seed]
+    assert row['diverged'] == 'False'
+    gradients = 32 * (1 + 1.5) + 4 if row['method'] == 'trainer' else 32
+    assert float(row['gradient_evaluations']) == gradients
+
+
+def test_a_final_is_the_end_of_its_curve(finished):
+  for cell in read_cells(finished[0]).values():
+    assert cell['steps'] == [8, 16, 24, 32]
+    means = np.mean(cell['finals'], axis=1)
+    np.testing.assert_allclose(means, np.array(cell['curves'])[:, -1], 1e-6)
+    tuned = cell['method'] in cells.STARTED
+    assert np.all([tuned == (v is not None) for v in cell['learned'][0]])
+
+
+def test_the_summary_follows_from_the_rows(finished):
+  workdir, stdout = finished
+  rows = read_rows(workdir)
+
+  def score(method, optimizer, rate):
+    chosen = [
+      float(row['final'])
+      for row in rows
+      if (row['method'], row['optimizer']) == (method, optimizer)
+      and float(row['learning_rate']) == rate
+    ]
+    assert len(chosen) == 2
+    return np.mean(chosen)
+
+  summary = json.loads((workdir / 'summary.json').read_text())
+  assert len(summary['pairs']) == 2
+  ratios = []
+  for pair in summary['pairs']:
+    name = pair['optimizer']
+    best = min(score('constant', name, rate) for rate in RATES)
+    assert pair['constant']['score'] == pytest.approx(best)
+    ours = [score('self_tuning', name, rate) / best for rate in STARTS]
+    assert pair['self_tuning']['ratios'] == pytest.approx(ours)
+    assert pair['self_tuning']['worst'] == pytest.approx(max(ours))
+    ratios += ours
+  overall = summary['overall']
+  assert overall['worst_ratio'] == pytest.approx(max(ratios))
+  assert overall['share_won'] == np.mean(np.array(ratios) <= 1.005)
+  mean = np.exp(np.mean(np.log(np.clip(ratios, 0.01, 100))))
+  against = overall['geometric_mean_against']
+  assert against['constant'] == pytest.approx(mean)
+  assert against['cosine'] is None  # not among these methods
+  table = (workdir / 'table.md').read_text()
+  assert table in stdout
+  assert f'{overall["share_won"]:.0%} of 4' in table
+
+
+def test_pictures_are_there(finished):
+  for name in (
+    'final_vs_initial_rate',
+    'learned_schedules',
+    'loss_curves',
+    'loss_curves_by_cost',
+  ):
+    content = (finished[0] / 'plots' / f'{name}.png').read_bytes()
+    assert content.startswith(b'\x89PNG')
+
+
+def test_again_it_trains_nothing_and_writes_the_same(
+  finished, monkeypatch, capsys
+):
+  workdir, _ = finished
+  names = ('comparison.csv', 'summary.json', 'table.md')
+  before = [(workdir / name).read_bytes() for name in names]
+
+  def never(*args):
+    raise AssertionError('a finished cell is trained again')
+
+  monkeypatch.setattr(race, 'run', never)
+  monkeypatch.setattr(comparison_plots, 'plot_all', lambda *args: None)
+  argv = [*TINY, methods(*METHODS), f'--workdir={workdir}']
+  assert run_here(argv) == 0
+  # Fewer methods: what is finished stays in the results.
+  argv[-2] = methods('constant')
+  assert run_here(argv) == 0
+  assert [(workdir / name).read_bytes() for name in names] == before
+  assert 'cell ' not in capsys.readouterr().out
+
+
+def run_here(argv):
+  """The command in this process, its signal handlers put back."""
+  handlers = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)]
+  try:
+    return compare.main(argv)
+  finally:
+    signal.signal(signal.SIGTERM, handlers[0])
+    signal.signal(signal.SIGINT, handlers[1])
+
+
+def test_a_damaged_cell_and_one_of_another_config_are_done_again(finished):
+  workdir, _ = finished
+  cell = cells.list_cells(parse(), selected=True)[0]
+  values = json.loads((workdir / 'cells' / f'{cell.id}.json').read_text())
+  found = outcomes.from_json(cell, values)
+  assert outcomes.to_json(found) == values
+  for wrong in (
+    None,
+    [],
+    {},
+    {**values, 'digest': ''},
+    {**values, 'finals': 0},
+  ):
+    broken = outcomes.from_json(cell, wrong)
+    assert broken is None, wrong
+
+
+def test_a_constant_is_a_plain_optax_loop(finished):
+  """Not a line of the package's loop: nnx, optax and the task's own methods."""
+  values = read_cells(finished[0])['digits_mlp.sgd.constant']
+  task = tasks.Digits(batch_size=32)
+  draw = jax.jit(task.next)
+  tx = optax.sgd(1e-2, momentum=0.9)
+  for seed in range(2):
+    model = models.MLP(features=(64, 10), rngs=nnx.Rngs(seed))
+    optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+
+    @nnx.jit
+    def update(model, optimizer, batch):
+      grads = nnx.grad(lambda m, b: task.loss(m, b)[0])(model, batch)
+      optimizer.update(model, grads)
+
+    data_state = task.init(jax.random.key(seed))
+    for _ in range(32):
+      data_state, batch = draw(data_state)
+      update(model, optimizer, batch)
+    expected = task.loss(model, task.train)[0]
+    np.testing.assert_allclose(values['finals'][1][seed], expected, rtol=1e-4)
+
+
+def test_the_trainer_is_the_trainers_own_loop(finished):
+  values = read_cells(finished[0])['digits_mlp.adam.trainer']
+  config = cells.trainer_config(parse(), 'digits_mlp', 'adam', 1)
+  config['inner']['learning_rate'] = STARTS[1]
+  experiment = build.build(config)
+  state = experiment.init_state()
+  step = jax.jit(experiment.step_fn)
+  for _ in range(4):
+    state, _ = step(state)
+  model = experiment.make_model(state.params, state.model_state)
+  task = tasks.Digits(batch_size=32)
+  expected = task.loss(model, task.train)[0]
+  np.testing.assert_allclose(values['finals'][1][1], expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize('method', [*cells.WRAPPERS, *cells.WHOLE, 'cosine'])
+def test_every_method_trains(method):
+  config = parse(methods(method))
+  cell = cells.list_cells(config, selected=True)[0]
+  arena = arena_lib.build_arena(config, cell.problem)
+  contestant = contestants.build_contestant(config, cell, arena)
+  state = contestant.init(1e-2, jax.tree.map(lambda x: x[0], arena.starts))
+  state, loss = jax.jit(contestant.step)(state)
+  state, _ = jax.jit(contestant.step)(state)
+  place, learned = contestant.view(state)
+  assert np.isfinite(loss)
+  assert np.isnan(learned)
+  moved = jax.tree.map(
+    lambda old, new: np.any(old[0] != new), arena.starts.params, place.params
+  )
+  assert any(jax.tree.leaves(moved))
+
+
+def test_batches_are_the_objective_where_asked_for():
+  config = parse(
+    '--config.problems.digits_mlp.objective=batches',
+    '--config.problems.digits_mlp.num_steps=16',
+    '--config.num_evaluations=2',
+  )
+  cell = cells.list_cells(config, selected=True)[0]
+  arena = arena_lib.build_arena(config, cell.problem)
+  contestant = contestants.build_contestant(config, cell, arena)
+  record = race.run(
+    contestant, arena, cell.learning_rates, interrupts.StopRequest()
+  )
+  step = jax.jit(contestant.step)
+  state = contestant.init(1e-2, jax.tree.map(lambda x: x[1], arena.starts))
+  losses = []
+  for _ in range(16):
+    state, loss = step(state)
+    losses.append(loss)
+  expected = [np.mean(losses[:8]), np.mean(losses[8:])]
+  np.testing.assert_allclose(record.curves[:, 1, 1], expected, rtol=1e-4)
+  np.testing.assert_allclose(record.start[1], losses[0], rtol=1e-5)
+
+
+# --- Ratios.
+
+
+def make_outcome(method, scores, optimizer='adam', diverged=None):
+  rates = tuple(10.0**-i for i in range(len(scores), 0, -1))
+  cell = cells.Cell(
+    problem='p',
+    optimizer=optimizer,
+    method=method,
+    learning_rates=rates,
+    seeds=1,
+    num_steps=8,
+    digest='',
+  )
+  finals = np.array(scores)[:, None]
+  return outcomes.Outcome(
+    cell=cell,
+    first_seed=0,
+    start=1.0,
+    finals=finals,
+    diverged=np.isinf(finals) if diverged is None else diverged,
+    steps=np.array([8]),
+    curves=finals,
+    learned=finals,
+    seconds=0.0,
+  )
+
+
+def test_ratios_ties_and_diverged_runs():
+  standings = standings_lib.Standings(
+    [
+      make_outcome('constant', [4.0, 2.0, np.inf]),
+      make_outcome('self_tuning', [2.0, 2.01, 4.0, np.inf]),
+      make_outcome('trainer', [4.0, np.inf, 4.0, np.inf]),
+      make_outcome('prodigy', [1.0], optimizer=''),
+    ]
+  )
+  ours = standings.ratios('p', 'adam', 'self_tuning')
+  assert ours == pytest.approx([1.0, 1.005, 2.0, np.inf])
+  assert standings_lib.share_won(ours) == 0.5
+  assert standings.against('trainer') == pytest.approx([0.5, 0.0, 1.0, 1.0])
+  assert standings.against('prodigy') == pytest.approx([2, 2.01, 4, np.inf])
+  assert standings_lib.geometric_mean([1.0, np.inf]) == pytest.approx(10.0)
+  assert standings.diverged()['self_tuning'] == (1, 4)
+  best = standings.best('p', 'adam', 'constant')
+  assert (best.score, best.at_the_edge) == (2.0, False)
+  assert json.loads(json.dumps(standings_lib.summarize(standings)))
+
+
+def test_ten_times_the_start_is_diverged():
+  curves = np.ones((10, 1, 3))
+  curves[-1] = [[9.9, 10.1, np.nan]]
+  record = race._make_record(np.arange(10), np.ones(3), curves, curves)
+  assert record.diverged.tolist() == [[False, True, True]]
+  assert record.finals[0, 2] == np.inf
+
+
+def test_the_repositorys_config_has_every_cell():
+  config = cli.parse(
+    'metalr_flax.compare',
+    [CONFIG],
+    '',
+    check_name=comparison_config.check_name,
+    resolve=comparison_config.resolve,
+  ).config
+  assert comparison_config.resolve(config) == config
+  listed = cells.list_cells(config, selected=True)
+  assert len(listed) == 7 * (6 * 3 + 9)
+  assert len({cell.id for cell in listed}) == len(listed)
+  assert listed == cells.list_cells(config, selected=False)
+  assert tuple(config['methods']) == cells.METHODS
+
+
+# --- Refusals: one line, and nothing written.
+
+WRONG = {
+  'unknown field': (['--config.num_sed=2'], 'num_sed', 'num_seeds'),
+  'method': ([methods('constnat')], 'methods=constnat', 'constant'),
+  'problem': (['--config.only=digit_mlp'], 'only=digit_mlp', 'digits_mlp'),
+  'new problem': (['--config.problems.mine.num_steps=8'], 'problems.mine.num_steps', 'not in'),
+  'field of a problem': (['--config.problems.text.num_step=8'], 'problems.text.num_step', 'num_steps'),
+  'field of a task': (['--config.problems.text.task.nam=x'], 'problems.text.task.nam', 'task.name'),
+  'task': (['--config.problems.text.task.name=txt'], 'problems.text.task.name=txt', 'text'),
+  'steps': (['--config.problems.text.num_steps=20'], 'problems.text.num_steps=20', 'num_steps=24'),
+  'evaluations': (['--config.num_evaluations=99'], 'num_evaluations=99', 'at most'),
+  'objective': (['--config.problems.text.objective=batch'], 'problems.text.objective=batch', 'batches'),
+  'rates': (['--config.learning_rates=0.1,-1.0'], 'learning_rates=-1.0', '> 0'),
+  'order': (['--config.learning_rates=0.1,0.01'], 'learning_rates=', 'ascend'),
+  'model argument': (["--config.problems.digits_mlp.model.kwargs={'width': 3}"], 'problems.digits_mlp.model.kwargs: MLP', 'features'),
+  'fit': (['--config.problems.digits_mlp.model.kwargs.features=(3, 10)'], 'problems.digits_mlp.model.name=mlp', 'does not fit'),
+  'optimizer argument': (['--config.optimizers.sgd={"momentun": 0.9}'], 'optimizers.sgd', 'momentun'),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('name', WRONG)
+def test_a_mistake_is_one_line_with_status_2(name, tmp_path, capsys):
+  argv, *parts = WRONG[name]
+  status = run_here([*BASE, *argv, f'--workdir={tmp_path / "run"}'])
+  printed = capsys.readouterr()
+  assert (status, printed.out) == (2, '')
+  assert printed.err.startswith('metalr_flax: error: ')
+  assert printed.err.count('\n') == 1
+  for part in ('; ', *parts):
+    assert part in printed.err
+  assert not list(tmp_path.iterdir())
+
+
+def test_the_workdir_of_another_comparison_is_refused(finished, capsys):
+  workdir, _ = finished
+  argv = [*TINY, methods('constant'), f'--workdir={workdir}']
+  for override, part in [
+    ('--config.seed=1', 'seed=1'),
+    ('--config.problems.digits_mlp.num_steps=40', 'num_steps=40'),
+    ('--config.optimizers.sgd.momentum=0.5', 'momentum=0.5'),
+  ]:
+    assert run_here([*argv, override]) == 3
+    line = capsys.readouterr().err
+    assert line.count('\n') == 1
+    assert part in line
+    assert f'--workdir={workdir}-2' in line
+
+
+def test_a_signal_ends_it_with_75_and_every_finished_cell(tmp_path):
+  workdir = tmp_path / 'run'
+  argv = [*TINY, methods('constant', 'dog'), f'--workdir={workdir}']
+  process = start(argv, tmp_path)
+  deadline = time.monotonic() + 120
+  while not list(workdir.glob('cells/*.json')):
+    assert time.monotonic() < deadline
+    assert process.poll() is None, process.communicate()
+    time.sleep(0.05)
+  process.send_signal(signal.SIGTERM)
+  _, stderr = process.communicate(timeout=60)
+  assert process.returncode == errors.Interrupted.status, stderr
+  assert stderr.startswith('metalr_flax: interrupted: SIGTERM; ')
+  assert stderr.count('\n') == 1
+  saved = read_cells(workdir)
+  assert 0 < len(saved) < 4
+  assert not (workdir / 'comparison.csv').exists()
