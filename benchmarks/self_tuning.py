@@ -3,10 +3,11 @@
   python benchmarks/self_tuning.py [--quick]
 
 One jitted step (loss, gradient, optimizer, new parameters; its state donated)
-of two classifiers on batches of 128, with the inner optimizer alone and wrapped
-in `self_tuning`, in turn in one run: milliseconds as medians of the rounds, the
-median of the rounds' ratios with their range, and the bytes that the step holds
-(arguments, temporaries and outputs, shared ones once). Writes
+of an MLP on batches of 128 and of a language model on batches of 8 x 128
+bytes, each of 0.7M and of 10M parameters, with the inner optimizer alone and
+wrapped in `self_tuning`, in turn in one run: milliseconds as medians of the
+rounds, the median of the rounds' ratios with their range, and the bytes that
+the step holds (arguments, temporaries and outputs, shared ones once). Writes
 benchmarks/results/self_tuning.json and .md.
 """
 
@@ -28,15 +29,15 @@ import metalr_flax
 from metalr_flax import models
 
 RESULTS = pathlib.Path(__file__).parent / 'results'
-WIDTHS = {
-  '0.7M': (784, 512, 512, 10),
-  '10M': (784, 2048, 2048, 2048, 10),
-}
+MLPS = {'MLP 0.7M': (784, 512, 512, 10), 'MLP 10M': (784, 2048, 2048, 2048, 10)}
+# d_model, layers
+TRANSFORMERS = {'transformer 0.7M': (128, 3), 'transformer 10M': (512, 3)}
 OPTIMIZERS = {
   'sgd': functools.partial(optax.sgd, momentum=0.9),
   'adam': optax.adam,
 }
 BATCH = 128
+TOKENS = (8, 128)
 
 
 def make_variants(name: str) -> dict[str, optax.GradientTransformation]:
@@ -49,23 +50,39 @@ def make_variants(name: str) -> dict[str, optax.GradientTransformation]:
   }
 
 
+def make_problem(size: str) -> tuple[nnx.Module, Any]:
+  """A model and its batch."""
+  x, y = jax.random.split(jax.random.key(1))
+  if size in MLPS:
+    widths = MLPS[size]
+    return models.MLP(features=widths, rngs=nnx.Rngs(0)), {
+      'x': jax.random.normal(x, (BATCH, widths[0])),
+      'y': jax.random.randint(y, (BATCH,), 0, widths[-1]),
+    }
+  d_model, layers = TRANSFORMERS[size]
+  model = models.Transformer(
+    vocab_size=256,
+    d_model=d_model,
+    num_heads=4,
+    num_layers=layers,
+    rngs=nnx.Rngs(0),
+  )
+  tokens = jax.random.randint(x, TOKENS, 0, 256)
+  return model, {'x': tokens, 'y': jnp.roll(tokens, -1, axis=-1)}
+
+
 def compile_step(
-  widths: tuple[int, ...], tx: optax.GradientTransformation
+  size: str, tx: optax.GradientTransformation
 ) -> tuple[Any, Any, Any]:
   """The compiled step, its first state and its batch."""
-  model = models.MLP(features=widths, rngs=nnx.Rngs(0))
-  params = metalr_flax.split(model).params
-  loss_fn = metalr_flax.make_loss_fn(metalr_flax.split(model).train, _loss)
-  x, y = jax.random.split(jax.random.key(1))
-  batch = {
-    'x': jax.random.normal(x, (BATCH, widths[0])),
-    'y': jax.random.randint(y, (BATCH,), 0, widths[-1]),
-  }
+  model, batch = make_problem(size)
+  split = metalr_flax.split(model)
+  params, loss_fn = split.params, metalr_flax.make_loss_fn(split.train, _loss)
 
   def step(state: Any, batch: Any) -> tuple[Any, jax.Array]:
     params, opt_state = state
     (loss, _), grads = jax.value_and_grad(loss_fn, has_aux=True)(
-      params, {}, batch
+      params, split.model_state, batch
     )
     updates, opt_state = tx.update(grads, opt_state, params)
     return (optax.apply_updates(params, updates), opt_state), loss
@@ -109,7 +126,7 @@ def measure(
 ) -> dict[str, Any]:
   """One row: both variants in turn."""
   runs = {
-    variant: list(compile_step(WIDTHS[size], tx))
+    variant: list(compile_step(size, tx))
     for variant, tx in make_variants(name).items()
   }
   steps = max(3, int(0.3 / max(time_of(r, 2) for r in runs.values())))
@@ -124,7 +141,7 @@ def measure(
   ]
   held = {variant: memory(run[0]) for variant, run in runs.items()}
   return {
-    'parameters': size,
+    'model': size,
     'optimizer': name,
     'alone_ms': 1e3 * statistics.median(secs['alone']),
     'self_tuning_ms': 1e3 * statistics.median(secs['self_tuning']),
@@ -139,13 +156,13 @@ def measure(
 def to_markdown(rows: list[dict[str, Any]]) -> str:
   """The table that a person reads."""
   lines = [
-    '| parameters | optimizer | alone | self_tuning | time | memory |',
+    '| model | optimizer | alone | self_tuning | time | memory |',
     '|---|---|---|---|---|---|',
   ]
   for row in rows:
     low, high = row['ratio_range']
     lines.append(
-      f'| {row["parameters"]} | {row["optimizer"]} '
+      f'| {row["model"]} | {row["optimizer"]} '
       f'| {row["alone_ms"]:.2f} ms, {row["alone_mb"]:.1f} MB '
       f'| {row["self_tuning_ms"]:.2f} ms, {row["self_tuning_mb"]:.1f} MB '
       f'| {row["ratio"]:.2f}x ({low:.2f} to {high:.2f}) '
@@ -166,7 +183,7 @@ def main() -> None:
       3 if quick else 15,
       lambda line: print(f'\033[K{line}', end='\r'),
     )
-    for size in WIDTHS
+    for size in (*MLPS, *TRANSFORMERS)
     for name in OPTIMIZERS
   ]
   table = to_markdown(rows)
