@@ -1,0 +1,44 @@
+"""What a run learned, replayed by a plain optax loop."""
+
+import jax
+import numpy as np
+import optax
+import pytest
+import runs
+
+import metalr_flax
+from metalr_flax import build
+from metalr_flax import config as config_lib
+from metalr_flax import records
+
+
+@pytest.mark.parametrize('name', ['rmsprop', 'adam', 'sgd'])
+def test_a_plain_run_with_the_schedule_reproduces_the_losses(name, tmp_path):
+  """The same rates at the same updates, on the same batches, from theta_0."""
+  runs.run_here(
+    tmp_path, 'digits_mlp', num_outer_steps=60, inner__optimizer=name
+  )
+  columns = records.read(tmp_path / 'metrics.csv')
+  _, config, schedule = metalr_flax.load(tmp_path)
+  experiment = build.build(config_lib.resolve(config.to_dict()))
+  start, problem = experiment.init_state(), experiment.problem
+  tx = getattr(optax, name)(schedule)
+
+  def update(carry, _):
+    params, data_state, opt_state = carry
+    data_state, batch = problem.next_batch(data_state)
+    (loss, _), grads = jax.value_and_grad(problem.loss_fn, has_aux=True)(
+      params, start.model_state, batch
+    )
+    updates, opt_state = tx.update(grads, opt_state, params)
+    return (optax.apply_updates(params, updates), data_state, opt_state), loss
+
+  carry = start.params, start.data_state, tx.init(start.params)
+  count = 60 * problem.unroll_length
+  _, losses = jax.jit(lambda c: jax.lax.scan(update, c, length=count))(carry)
+  replayed = np.mean(np.reshape(losses, (60, -1)), axis=1)
+  learned = columns['train/loss']
+  np.testing.assert_allclose(replayed, learned, rtol=0.02)
+  assert learned[-1] < 0.9 * learned[0]
+  rates = columns['hyperparams/learning_rate']
+  assert max(rates) / min(rates) > 2
