@@ -11,6 +11,7 @@ from metalr_flax import optimizers
 
 PyTree = Any
 KINDS = ('log', 'one_minus_log')
+LEAST = 1e-6  # of 1 minus a decay rate
 # By name; by group label below it where there are groups.
 Values = dict[str, Any]
 
@@ -24,20 +25,41 @@ def find_base(
     ValueError: for one that is not injected, is a schedule, or is held in less
       than float32.
   """
-  groups = sorted(set(jax.tree.leaves(labels)))
-  known = {
-    group: optimizers.find_hyperparams(opt_state, group or None)
-    for group in groups or ['']
+  if labels is None:
+    known = optimizers.find_hyperparams(opt_state)
+    return {name: _base(name, kind, known) for name, kind in learned.items()}
+  groups = {
+    group: optimizers.find_hyperparams(opt_state, group)
+    for group in sorted(set(jax.tree.leaves(labels)))
   }
-  for name in learned:
-    for values in known.values():
-      _check(name, values)
-  if not groups:
-    return {name: jnp.asarray(known[''][name]) for name in learned}
+  # A group without any is frozen.
+  groups = {group: known for group, known in groups.items() if known}
   return {
-    name: {group: jnp.asarray(known[group][name]) for group in groups}
-    for name in learned
+    name: {group: _base(name, kind, known) for group, known in groups.items()}
+    for name, kind in learned.items()
   }
+
+
+def expand_labels(labels: Any, params: PyTree) -> PyTree | None:
+  """The group of each parameter.
+
+  Args:
+    labels: names in a tree of params' structure or a prefix of it, a function
+      from params to one, or None.
+    params: of any structure.
+  """
+  if labels is None:
+    return None
+  names = labels(params) if callable(labels) else labels
+  try:  # a label above several parameters is that of all of them
+    return jax.tree.map(
+      lambda name, below: jax.tree.map(lambda _: name, below), names, params
+    )
+  except ValueError as error:
+    raise ValueError(
+      f"self_tuning: labels: must be a tree of params' structure, or a "
+      f'function that makes one of them ({error})'
+    ) from error
 
 
 def named(opt_state: optax.OptState, base: Values) -> Values:
@@ -55,7 +77,11 @@ def named(opt_state: optax.OptState, base: Values) -> Values:
 def constrain(base: Values, eta: Values, learned: Mapping[str, str]) -> Values:
   """The user's values, each with its factor exp(eta)."""
   return {
-    name: jax.tree.map(_CONSTRAIN[kind], base[name], eta[name])
+    name: jax.tree.map(
+      lambda b, e, kind=kind: _CONSTRAIN[kind](b, e).astype(b.dtype),
+      base[name],
+      eta[name],
+    )
     for name, kind in learned.items()
   }
 
@@ -65,14 +91,15 @@ def _times(base: jax.Array, eta: jax.Array) -> jax.Array:
 
 
 def _decay(base: jax.Array, eta: jax.Array) -> jax.Array:
-  # Never below 0: the factor of 1 - lambda is at most 1 / (1 - lambda_0).
-  return jnp.maximum(1 - (1 - base) * jnp.exp(eta), 0)
+  # Never below 0; and never 1, where Adam divides by 1 - 1.
+  return jnp.clip(1 - (1 - base) * jnp.exp(eta), 0, 1 - LEAST)
 
 
 _CONSTRAIN = dict(zip(KINDS, (_times, _decay), strict=True))
 
 
-def _check(name: str, known: Mapping[str, Any]) -> None:
+def _base(name: str, kind: str, known: Mapping[str, Any]) -> jax.Array:
+  """One of the user's values, a copy, checked as far as it is known."""
   if name not in known:
     raise ValueError(
       f'self_tuning: {name!r} is not among the injected hyperparameters '
@@ -80,10 +107,23 @@ def _check(name: str, known: Mapping[str, Any]) -> None:
       f'optimizer in optax.inject_hyperparams with numbers, and give a '
       f'schedule as self_tuning(schedule=)'
     )
-  dtype = jnp.asarray(known[name]).dtype
-  if jnp.finfo(dtype).bits < 32:
+  value = jnp.array(known[name])
+  if value.ndim or not jnp.issubdtype(value.dtype, jnp.floating):
     raise ValueError(
-      f'self_tuning: {name!r} is held in {dtype} as the parameters are, where '
-      f'a decay rate of 0.999 is 1; give '
+      f'self_tuning: {name!r} is {value.dtype}{list(value.shape)}: must be one '
+      f'floating-point number'
+    )
+  if jnp.finfo(value.dtype).bits < 32:
+    raise ValueError(
+      f'self_tuning: {name!r} is held in {value.dtype} as the parameters are, '
+      f'where a decay rate of 0.999 is 1; give '
       f'optax.inject_hyperparams(..., hyperparam_dtype=jnp.float32)'
     )
+  known_now = not isinstance(value, jax.core.Tracer)
+  low, high = (0, jnp.inf) if kind == 'log' else (-jnp.inf, 1)
+  if known_now and not low < value < high:
+    rule = 'above 0' if kind == 'log' else 'below 1'
+    raise ValueError(
+      f'self_tuning: {name}={value}: must be {rule} to be learned'
+    )
+  return value

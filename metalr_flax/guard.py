@@ -43,12 +43,18 @@ class Guard(NamedTuple):
 def init() -> Guard:
   """The start: nothing seen yet."""
   return Guard(
-    jnp.zeros(2), jnp.zeros(2), jnp.zeros(()), jnp.zeros((), jnp.bool_)
+    level=jnp.zeros(2, jnp.float32),
+    mark=jnp.zeros(2, jnp.float32),
+    due=jnp.zeros((), jnp.float32),
+    restart=jnp.zeros((), jnp.bool_),
   )
 
 
 def watch(
-  guard: Guard, grads: PyTree, step: jax.Array, value: jax.Array | None
+  guard: Guard,
+  grads: PyTree,
+  step: jax.Array,
+  value: jax.typing.ArrayLike | None,
 ) -> tuple[jax.Array, Guard]:
   """Whether to go back, and the guard after this update.
 
@@ -67,24 +73,29 @@ def watch(
     step == 0, seen, guard.level + (seen - guard.level) / AVERAGED
   )
   mark = jnp.where(guard.mark > 0, guard.mark, seen)
-  alarm = jnp.any(level > EXCESS * mark) | ~jnp.all(jnp.isfinite(seen))
+  finite = jnp.all(jnp.isfinite(seen))
+  high = finite & (level > EXCESS * mark)
+  alarm = jnp.any(high) | ~finite
+  # A number that is none says nothing of how high is high.
+  raised = jnp.where(high, RAISE * guard.mark, guard.mark)
   look = ~alarm & (step >= guard.due)
-  age = jnp.maximum(MIN_AGE, AGE_SHARE * step)
-  raised = jnp.where(look, jnp.maximum(mark, level), mark)
-  later = jnp.where(look, step + age, guard.due)
+  time = step.astype(jnp.float32)
+  age = jnp.maximum(MIN_AGE, AGE_SHARE * time)
+  lifted = jnp.where(look, jnp.maximum(mark, level), mark)
+  later = jnp.where(look, time + age, guard.due)
   return alarm, Guard(
     level=jnp.where(alarm, guard.mark, level),
-    mark=jnp.where(alarm, RAISE * guard.mark, raised),
-    due=jnp.where(alarm, step + MIN_AGE, later),
+    mark=jnp.where(alarm, raised, lifted),
+    due=jnp.where(alarm, time + MIN_AGE, later),
     restart=alarm,
   )
 
 
-def _seen(grads: PyTree, value: jax.Array | None) -> jax.Array:
+def _seen(grads: PyTree, value: jax.typing.ArrayLike | None) -> jax.Array:
   squares = [
-    jnp.sum(jnp.square(g), dtype=jnp.float32) for g in jax.tree.leaves(grads)
+    jnp.sum(jnp.square(g.astype(jnp.float32))) for g in jax.tree.leaves(grads)
   ]
-  loss = jnp.zeros(()) if value is None else value
-  norm = jnp.sqrt(sum(squares, start=jnp.zeros(())))
+  loss = jnp.asarray(0.0 if value is None else value, jnp.float32)
+  norm = jnp.sqrt(sum(squares, start=jnp.zeros((), jnp.float32)))
   # A loss below 0 is good news however large; NaN stays NaN.
-  return jnp.stack([norm, jnp.maximum(loss.astype(jnp.float32), 0)])
+  return jnp.stack([norm, jnp.maximum(loss, 0)])

@@ -109,7 +109,9 @@ def advance(
   """
   count = len(jax.tree.leaves(params))
   return {
-    place: z + dots[place] if int(place) < count else dots[place]
+    place: (z + dots[place] if int(place) < count else dots[place]).astype(
+      z.dtype
+    )
     for place, z in tangents.items()
   }
 
@@ -156,9 +158,9 @@ def init_tangents(
 def init_displacement(params: PyTree) -> forward.Tangents:
   """No displacement, as tangents of one direction."""
   return {
-    _key(place): jnp.zeros(
-      (1, *leaf.shape), jnp.promote_types(leaf.dtype, jnp.float32)
-    )
+    _key(place): jnp.zeros_like(
+      leaf, dtype=jnp.promote_types(leaf.dtype, jnp.float32)
+    )[None]
     for place, leaf in enumerate(jax.tree.leaves(params))
   }
 
@@ -169,7 +171,8 @@ def add_updates(
   """The displacement after an update."""
   leaves = jax.tree.leaves(updates)
   return {
-    place: d + leaves[int(place)][None] for place, d in displacement.items()
+    place: (d + leaves[int(place)][None]).astype(d.dtype)
+    for place, d in displacement.items()
   }
 
 

@@ -95,7 +95,7 @@ def with_hyperparams(
     if not _is_injected(node):
       return node
     new = {
-      name: _of_group(value, path)
+      name: _of_group(value, path, node.hyperparams[name])
       for name, value in hyperparams.items()
       if name in node.hyperparams
     }
@@ -154,9 +154,9 @@ def _is_injected(node: Any) -> bool:
   return hasattr(node, 'hyperparams') and hasattr(node, 'inner_state')
 
 
-def _of_group(value: Any, path: tuple) -> Any:
+def _of_group(value: Any, path: tuple, own: Any) -> Any:
   """A hyperparameter's value for the optimizer at `path` of the state."""
   if not isinstance(value, Mapping):
     return value
-  label = next(k.key for k in path if getattr(k, 'key', None) in value)
-  return value[label]
+  labels = [k.key for k in path if getattr(k, 'key', None) in value]
+  return value[labels[0]] if labels else own  # a group that nobody is in

@@ -19,6 +19,7 @@ whatever was learned before.
 docs/self_tuning.md says what else was tried.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -62,8 +63,8 @@ class Steering(NamedTuple):
 
 def init(count: int) -> Steering:
   """The start, for `count` etas."""
-  average = Average(jnp.zeros(count), jnp.zeros(count), jnp.zeros(()))
-  return Steering(average, average)
+  # Two of them, each with arrays of its own: a state is donated.
+  return Steering(_start(count), _start(count))
 
 
 def long_discount(step: jax.Array) -> jax.Array:
@@ -109,7 +110,8 @@ def steer(
 
 def _finite(slopes: jax.Array) -> jax.Array:
   """With squares that are finite; of a NaN nothing can be learned."""
-  return jnp.clip(jnp.nan_to_num(slopes, nan=0.0), -LARGEST, LARGEST)
+  slopes = jnp.nan_to_num(slopes.astype(jnp.float32), nan=0.0)
+  return jnp.clip(slopes, -LARGEST, LARGEST)
 
 
 def _excess(alert: jax.Array) -> jax.Array:
@@ -117,11 +119,16 @@ def _excess(alert: jax.Array) -> jax.Array:
   return jnp.maximum(alert - SURE, 0) / (1 - SURE)
 
 
+def _start(count: int) -> Average:
+  zeros = functools.partial(jnp.zeros, dtype=jnp.float32)
+  return Average(zeros(count), zeros(count), zeros(()))
+
+
 def _averaged(
   average: Average, slopes: jax.Array, window: jax.typing.ArrayLike
 ) -> tuple[Average, jax.Array]:
   """The averages with new slopes, and mean over root mean square."""
-  old = 1 - 1 / jnp.asarray(window)
+  old = 1 - 1 / jnp.asarray(window, jnp.float32)
   new = Average(
     old * average.mean + (1 - old) * slopes,
     old * average.square + (1 - old) * slopes**2,

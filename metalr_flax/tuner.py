@@ -79,11 +79,14 @@ class Tuner:
     labels = self._labels(params)
     opt_state = optimizers.init_state(self.inner_tx, params)
     base = factors.find_base(opt_state, self.learned, labels)
-    eta = jax.tree.map(lambda _: jnp.zeros(()), base)
+    eta = jax.tree.map(lambda _: jnp.zeros((), jnp.float32), base)
     if self.steers and 'learning_rate' in base:
       eta['learning_rate'] = jax.tree.map(
         lambda b: jnp.minimum(0.0, jnp.log(START / b.astype(jnp.float32))),
         base['learning_rate'],
+      )
+      opt_state = optimizers.with_hyperparams(
+        opt_state, factors.constrain(base, eta, self.learned)
       )
     tangents = online.init_tangents(
       params, opt_state, eta, self.inner_tx, labels
@@ -105,7 +108,7 @@ class Tuner:
     state: SelfTuningState,
     params: PyTree | None = None,
     *,
-    value: jax.Array | None = None,
+    value: jax.typing.ArrayLike | None = None,
     **extra_args: Any,
   ) -> tuple[PyTree, SelfTuningState]:
     """From gradients to what is added to params, as optax wants it."""
@@ -130,7 +133,7 @@ class Tuner:
     state: SelfTuningState,
     grads: PyTree,
     params: PyTree,
-    value: jax.Array | None,
+    value: jax.typing.ArrayLike | None,
   ) -> tuple[PyTree, SelfTuningState]:
     """An update by our rule.
 
@@ -171,6 +174,10 @@ class Tuner:
   ) -> SelfTuningState:
     """The state, with all forgotten where the last update went back."""
     start = optimizers.init_state(self.inner_tx, params)
+    if self.labels is None:  # what the user wrote into the state stays
+      start = optimizers.with_hyperparams(
+        start, optimizers.find_hyperparams(state.opt_state)
+      )
     return state._replace(
       opt_state=_where(restart, start, state.opt_state),
       tangents=_zero_where(restart, state.tangents),
@@ -178,7 +185,7 @@ class Tuner:
     )
 
   def _labels(self, params: PyTree) -> PyTree | None:
-    return self.labels(params) if callable(self.labels) else self.labels
+    return factors.expand_labels(self.labels, params)
 
   def _init_meta(self, eta: online.Eta) -> Any:
     if self.meta_tx is not None:
@@ -194,6 +201,7 @@ class Tuner:
     slopes = online.slopes(
       state.eta, grads, params, state.tangents, self._labels(params)
     )
+    slopes = jax.tree.map(lambda s, e: s.astype(e.dtype), slopes, state.eta)
     moves, memory = self.meta_tx.update(slopes, state.meta_opt_state, state.eta)
     finite = jnp.all(jnp.isfinite(jnp.stack(jax.tree.leaves(slopes))))
     return _where(
@@ -264,13 +272,13 @@ class Tuner:
     if self.schedule is not None and 'learning_rate' in values:
       scale = self.schedule(step)
       values['learning_rate'] = jax.tree.map(
-        lambda rate: rate * scale, values['learning_rate']
+        lambda rate: (rate * scale).astype(rate.dtype), values['learning_rate']
       )
     return values
 
 
 def _add_within_range(eta: jax.Array, move: jax.Array) -> jax.Array:
-  return jnp.clip(eta + move, -ETA_RANGE, ETA_RANGE)
+  return jnp.clip(eta + move, -ETA_RANGE, ETA_RANGE).astype(eta.dtype)
 
 
 def _zero_where(condition: jax.Array, tree: PyTree) -> PyTree:

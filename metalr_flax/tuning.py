@@ -35,9 +35,10 @@ def self_tuning(
   Nothing but gradients and params is needed, each gradient of a fresh batch. It
   works in any loop that calls `tx.update(grads, state, params)`. The learning
   rate starts at 1e-5, or at the user's where that is lower, and grows from
-  there. Where the gradients explode the update goes back to parameters of a
-  good moment, resets the inner optimizer and lowers the rate; optax's extra
-  argument `value=`, the loss, is watched as well where it is given.
+  there. Where the gradients explode or are not finite the update goes back
+  three updates at most, resets the inner optimizer and lowers the learning rate
+  where that is learned; optax's extra argument `value=`, the loss, is watched
+  as well where it is given. The inner optimizer sees no extra arguments.
 
   The method is a forward-mode meta-gradient (Franceschi et al. 2017,
   https://arxiv.org/abs/1703.01785; Sutton's IDBD of 1992); the rule that moves
@@ -49,9 +50,10 @@ def self_tuning(
       learned) or 'one_minus_log' (a decay rate: the logarithm of 1 minus it).
       Only the learning rate unless given; `{}` learns nothing.
     labels: where each group of parameters has hyperparameters of its own: the
-      group's name of each parameter, a tree of params' structure or a function
-      from params to one. `inner_tx` is then made by `metalr_flax.make_grouped`
-      or `optax.partition` with the same labels.
+      group's name of each parameter, a tree of params' structure, a prefix of
+      it, or a function from params to one. `inner_tx` is then made by
+      `metalr_flax.make_grouped` (from a tree) or `optax.partition` with the
+      same labels; a group without injected hyperparameters is left alone.
     meta_tx: an outer optimizer over eta instead of our rule. The learning rate
       then starts at the user's, and nothing is guarded.
     discount: gamma in [0, 1] of `meta_tx`'s slope: an update's effect is
@@ -68,6 +70,11 @@ def self_tuning(
   """
   learned = {'learning_rate': 'log'} if learned is None else dict(learned)
   _check(learned, meta_tx, discount)
+  if schedule is not None and 'learning_rate' not in learned:
+    raise ValueError(
+      'self_tuning: schedule: multiplies the learned learning rate; add '
+      "'learning_rate' to learned"
+    )
   tuner = tuner_lib.Tuner(
     inner_tx=inner_tx,
     learned=learned,
@@ -87,7 +94,8 @@ def hyperparams_of(opt_state: optax.OptState) -> dict[str, Any]:
 
   Returns:
     Values by name (`<name>/<label>` with groups): floats, or arrays where the
-    state is a batch of states.
+    state is a batch of states or inside of jit. Before the first update, what
+    it will start from.
 
   Raises:
     ValueError: where there is none, or more than one.
@@ -101,7 +109,9 @@ def hyperparams_of(opt_state: optax.OptState) -> dict[str, Any]:
       f'the state of one'
     )
   return {
-    name: value if jnp.ndim(value) else float(value)
+    name: value
+    if jnp.ndim(value) or isinstance(value, jax.core.Tracer)
+    else float(value)
     for name, value in factors.named(found[0].opt_state, found[0].base).items()
   }
 

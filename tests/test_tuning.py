@@ -439,6 +439,106 @@ def test_groups_have_rates_of_their_own(params, data):
     assert np.mean(losses[-20:]) < 0.8 * np.mean(losses[:20])
 
 
+def types_of(tree):
+  return [(x.shape, x.dtype, x.weak_type) for x in jax.tree.leaves(tree)]
+
+
+@pytest.mark.parametrize('name', OPTIMIZERS)
+@pytest.mark.parametrize('dtype', [jnp.float32, jnp.float64])
+@pytest.mark.parametrize(
+  'more',
+  [{}, {'meta_tx': optax.adam(0.1)}, {'schedule': lambda count: count * 0.5}],
+  ids=['rule', 'meta_tx', 'schedule'],
+)
+def test_under_x64_the_state_keeps_its_types(name, dtype, more, x64):
+  params = {'w': jnp.ones(3, dtype)}
+  tx = metalr_flax.self_tuning(injected(name), **more)
+  state = jax.eval_shape(tx.init, params)
+  _, after = jax.eval_shape(tx.update, params, state, params)
+  assert types_of(after) == types_of(state)
+
+
+def test_a_state_made_outside_of_jit_can_be_donated(params):
+  tx = metalr_flax.self_tuning(injected('adam'))
+  params = jax.tree.map(jnp.copy, params)
+  step = jax.jit(tx.update, donate_argnums=1)
+  for _ in range(3):
+    _, state = step(params, tx.init(params), params)
+  assert int(state.step) == 1
+
+
+def test_float16_gradients_whose_squares_overflow_are_no_alarm():
+  inject = optax.inject_hyperparams(optax.sgd, hyperparam_dtype=jnp.float32)
+  tx = metalr_flax.self_tuning(inject(1e-3))
+  params = {'w': jnp.ones(4, jnp.float16)}
+  state = tx.init(params)
+  for _ in range(10):
+    _, state = tx.update({'w': jnp.full(4, 300, jnp.float16)}, state, params)
+  assert metalr_flax.hyperparams_of(state)['learning_rate'] > 1e-5
+
+
+def test_nan_gradients_do_not_blunt_the_guard(params):
+  tx = metalr_flax.self_tuning(injected('sgd'))
+  state = tx.init(params)
+  for number in range(100):
+    value = np.nan if number % 20 == 19 else 1.0
+    grads = jax.tree.map(lambda p, v=value: jnp.full_like(p, v), params)
+    _, state = tx.update(grads, state, params)
+  before = float(state.eta['learning_rate'])
+  worse = jax.tree.map(lambda p: jnp.full_like(p, 1e4), params)
+  _, state = tx.update(worse, state, params, value=1.0)
+  lost = before - float(state.eta['learning_rate'])
+  assert lost == pytest.approx(np.log(10), rel=0.01)
+
+
+def test_a_learned_decay_rate_stays_below_one():
+  tx = metalr_flax.self_tuning(
+    injected('adam'), learned={'b1': 'one_minus_log'}
+  )
+  params = {'w': jnp.zeros(2)}
+  state = tx.init(params)._replace(eta={'b1': jnp.asarray(-29.0)})
+  updates, state = tx.update({'w': jnp.ones(2)}, state, params)
+  assert metalr_flax.hyperparams_of(state)['b1'] < 1
+  assert np.all(np.isfinite(updates['w']))
+
+
+def test_groups_by_prefix_frozen_and_unused(params, data):
+  nested = {'one': params, 'two': jnp.zeros(3)}
+  labels = {'one': 'first', 'two': 'second'}
+  parts = {
+    'first': injected('adam'),
+    'second': optax.set_to_zero(),
+    'third': injected('adam'),
+  }
+  tx = metalr_flax.self_tuning(optax.partition(parts, labels), labels=labels)
+  now, state = nested, tx.init(nested)
+  for step in range(100):
+    grads = jax.grad(lambda p, s=step: loss_fn(p['one'], batch_at(data, s)))(
+      now
+    )
+    updates, state = tx.update(grads, state, now)
+    now = optax.apply_updates(now, updates)
+  assert metalr_flax.hyperparams_of(state)['learning_rate/first'] > 1e-4
+  assert not np.any(now['two'])
+
+
+def test_after_a_restart_what_the_user_wrote_into_the_state_stays(params):
+  tx = metalr_flax.self_tuning(injected('adamw'))
+  state = tx.init(params)
+  assert metalr_flax.hyperparams_of(state)['learning_rate'] == pytest.approx(
+    1e-5
+  )
+  inner = state.opt_state
+  mine = {**inner.hyperparams, 'weight_decay': jnp.asarray(0.5)}
+  state = state._replace(opt_state=inner._replace(hyperparams=mine))
+  bad = jax.tree.map(lambda p: jnp.full_like(p, jnp.nan), params)
+  for grads in (params, bad, params):
+    _, state = tx.update(grads, state, params)
+  assert metalr_flax.hyperparams_of(state)['weight_decay'] == 0.5
+  in_jit = jax.jit(metalr_flax.hyperparams_of)(state)
+  assert in_jit['weight_decay'] == 0.5
+
+
 @pytest.mark.parametrize(
   ('make', 'part'),
   [
@@ -447,6 +547,12 @@ def test_groups_have_rates_of_their_own(params, data):
     (lambda: metalr_flax.self_tuning(injected(), learned={'b1': 'sqrt'}), "must be one of"),
     (lambda: metalr_flax.self_tuning(injected(), discount=1.5), 'discount=1.5'),
     (lambda: metalr_flax.self_tuning(injected(), discount=0.5), "is meta_tx's"),
+    (lambda: metalr_flax.self_tuning(injected(rate=-0.1)), 'must be above 0'),
+    (lambda: metalr_flax.self_tuning(injected(rate=0.0)), 'must be above 0'),
+    (lambda: metalr_flax.self_tuning(injected(rate=1)), 'one floating-point number'),
+    (lambda: metalr_flax.self_tuning(injected(b1=1.0), learned={'b1': 'one_minus_log'}), 'must be below 1'),
+    (lambda: metalr_flax.self_tuning(injected(), learned={}, schedule=optax.constant_schedule(1.0)), 'multiplies the learned'),
+    (lambda: metalr_flax.self_tuning(injected(), labels={'c': 'x'}), "must be a tree of params' structure"),
     (lambda: metalr_flax.self_tuning(injected(rate=optax.constant_schedule(0.1))), 'is a schedule'),
   ],
 )  # fmt: skip
