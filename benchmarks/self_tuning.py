@@ -7,7 +7,8 @@ of an MLP on batches of 128 and of a language model on batches of 8 x 128
 bytes, each of 0.7M and of 10M parameters, with the inner optimizer alone and
 wrapped in `self_tuning`, in turn in one run: milliseconds as medians of the
 rounds, the median of the rounds' ratios with their range, and the bytes that
-the step holds (arguments, temporaries and outputs, shared ones once). Writes
+the step holds (arguments but its data, temporaries and outputs, shared ones
+once). Writes
 benchmarks/results/self_tuning.json and .md.
 """
 
@@ -23,6 +24,7 @@ from typing import Any
 from flax import nnx
 import jax
 import jax.numpy as jnp
+import meta_gradient
 import optax
 
 import metalr_flax
@@ -99,17 +101,6 @@ def _loss(model: nnx.Module, batch: Any) -> tuple[jax.Array, dict]:
   return jnp.mean(losses), {}
 
 
-def memory(compiled: Any) -> int:
-  """Bytes that the step holds at once."""
-  a = compiled.memory_analysis()
-  return (
-    a.argument_size_in_bytes
-    + a.temp_size_in_bytes
-    + a.output_size_in_bytes
-    - a.alias_size_in_bytes
-  )
-
-
 def time_of(run: list[Any], steps: int) -> float:
   """Seconds of a step; the state goes on."""
   compiled, state, batch = run
@@ -139,7 +130,10 @@ def measure(
   ratios = [
     b / a for a, b in zip(secs['alone'], secs['self_tuning'], strict=True)
   ]
-  held = {variant: memory(run[0]) for variant, run in runs.items()}
+  held = {
+    variant: meta_gradient.memory(run[0], run[2])
+    for variant, run in runs.items()
+  }
   return {
     'model': size,
     'optimizer': name,

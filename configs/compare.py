@@ -49,21 +49,27 @@ def get_config() -> config_dict.ConfigDict:
   )
   config.only = ()  # the problems to do now, () for all
 
-  config.problems = config_dict.ConfigDict()
-  config.problems.noisy_quadratic = _problem(
+  config.problems = _problems()
+  return config
+
+
+def _problems() -> config_dict.ConfigDict:
+  """The seven of them, by name."""
+  problems = config_dict.ConfigDict()
+  problems.noisy_quadratic = _problem(
     'noisy_quadratic', 'vector', {'size': 100}, batch_size=1, num_steps=2000
   )
-  config.problems.ill_conditioned_regression = _problem(
+  problems.ill_conditioned_regression = _problem(
     'ill_conditioned_regression',
     'vector',
     {'size': 50, 'scale': 0.1},
     batch_size=32,
     num_steps=2000,
   )
-  config.problems.breast_cancer = _problem(
+  problems.breast_cancer = _problem(
     'breast_cancer', 'mlp', {'features': (30, 2)}, batch_size=32, num_steps=2000
   )
-  config.problems.digits_mlp = _problem(
+  problems.digits_mlp = _problem(
     'digits',
     'mlp',
     {'features': (64, 64, 64, 10)},
@@ -71,7 +77,7 @@ def get_config() -> config_dict.ConfigDict:
     num_steps=2000,
   )
   # The two heaviest: fewer updates and seeds, and no pass over all the data.
-  config.problems.digits_cnn = _problem(
+  problems.digits_cnn = _problem(
     'digits',
     'cnn',
     {'features': (8, 16), 'norm': 'layer', 'dropout': 0.0},
@@ -81,7 +87,7 @@ def get_config() -> config_dict.ConfigDict:
     num_seeds=3,
     objective='batches',
   )
-  config.problems.text = _problem(
+  problems.text = _problem(
     'text',
     'transformer',
     {
@@ -97,10 +103,10 @@ def get_config() -> config_dict.ConfigDict:
     num_seeds=3,
     objective='batches',
   )
-  config.problems.drifting_target = _problem(
+  problems.drifting_target = _problem(
     'drifting_target', 'vector', {'size': 20}, batch_size=1, num_steps=2000
   )
-  return config
+  return problems
 
 
 def _problem(

@@ -139,20 +139,11 @@ def _check_fit(
   loss_fn: inner.LossFn,
   start: Start,
 ) -> None:
-  """Traces one loss; a bug of the user's own class keeps its traceback."""
+  """Traces one loss."""
 
   def loss(start: Start) -> Any:
     _, batch = task.next(start.data_state)
     return loss_fn(start.params, start.model_state, batch)
 
-  try:
+  with build.fitting(section['model']['name'], section['task']['name']):
     jax.eval_shape(loss, start)
-  except (TypeError, ValueError, AssertionError, IndexError) as error:
-    names = section['model']['name'], section['task']['name']
-    if any(':' in name for name in names):
-      raise
-    raise errors.ConfigError(
-      f'model.name={names[0]}: does not fit task.name={names[1]} '
-      f'({str(error).splitlines()[0][:200]}); change model.kwargs or '
-      f'task.kwargs'
-    ) from error

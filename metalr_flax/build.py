@@ -4,7 +4,7 @@ Here is decided what takes JAX or the user's own code to decide; a mistake is
 still answered before anything is written.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 import contextlib
 import dataclasses
 import functools
@@ -129,6 +129,32 @@ def _build_problem(
     'inner.kwargs', config['inner']['optimizer'], problem.tx, split.params
   )
   return problem, initial
+
+
+@contextlib.contextmanager
+def fitting(model: str, task: str) -> Iterator[None]:
+  """Answers a model and a task that do not fit each other with an error line.
+
+  With a class of the user's own it may as well be a bug of theirs, which needs
+  its traceback.
+
+  Args:
+    model: the model's name in the config.
+    task: the task's.
+
+  Raises:
+    ConfigError: for what tracing a loss raises where both are this package's.
+  """
+  try:
+    yield
+  except (TypeError, ValueError, AssertionError, IndexError) as error:
+    if ':' in model or ':' in task:
+      raise
+    raise errors.ConfigError(
+      f'model.name={model}: does not fit task.name={task} '
+      f'({str(error).splitlines()[0][:200]}); change model.kwargs or '
+      f'task.kwargs'
+    ) from error
 
 
 def randomness(config: Config) -> contextlib.AbstractContextManager:

@@ -19,6 +19,7 @@ Exit status: 0 done, 2 bad flags or config, 3 workdir refused, 5 storage failed,
 from collections.abc import Sequence
 import sys
 
+from metalr_flax import errors
 from metalr_flax import interrupts
 
 
@@ -29,32 +30,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv: the arguments after the program's name, `sys.argv`'s by default.
   """
   stop = interrupts.StopRequest().install()  # before anything takes time
+  given = sys.argv[1:] if argv is None else argv
+  return errors.status_of(lambda: _compare(given, stop))
+
+
+def _compare(argv: Sequence[str], stop: interrupts.StopRequest) -> None:
   from metalr_flax import cli
   from metalr_flax import comparison_config
   from metalr_flax import comparison_workdir
-  from metalr_flax import errors
 
-  try:
-    arguments = cli.parse(
-      'metalr_flax.compare',
-      sys.argv[1:] if argv is None else argv,
-      __doc__ or '',
-      check_name=comparison_config.check_name,
-      resolve=comparison_config.resolve,
-    )
-    comparison_workdir.check(
-      arguments.workdir, arguments.config, arguments.command
-    )
-    from metalr_flax import comparison  # imports JAX: only when all is fine
+  arguments = cli.parse(
+    'metalr_flax.compare',
+    argv,
+    __doc__ or '',
+    check_name=comparison_config.check_name,
+    resolve=comparison_config.resolve,
+  )
+  comparison_workdir.check(
+    arguments.workdir, arguments.config, arguments.command
+  )
+  from metalr_flax import comparison  # imports JAX: only when all is fine
 
-    comparison.run(arguments.config, arguments.workdir, stop=stop)
-  except errors.Interrupted as stopped:
-    print(f'metalr_flax: interrupted: {stopped}', file=sys.stderr)
-    return stopped.status
-  except errors.MetalrError as error:
-    print(f'metalr_flax: error: {error}', file=sys.stderr)
-    return error.status
-  return 0
+  comparison.run(arguments.config, arguments.workdir, stop=stop)
 
 
 if __name__ == '__main__':

@@ -42,6 +42,8 @@ def _is_for_people(record: python_logging.LogRecord) -> bool:
   orbax = f'{os.sep}orbax{os.sep}' in record.pathname
   if record.exc_info and (orbax or record.name == 'asyncio'):
     return False  # Orbax raises the same error, which gets a line of ours
+  if f'{os.sep}clu{os.sep}platform{os.sep}' in record.pathname:
+    return False  # notes for a cluster's page; what they say was printed
   ours = f'{os.sep}metalr_flax{os.sep}', f'{os.sep}clu{os.sep}'
   return record.levelno >= python_logging.WARNING or any(
     folder in record.pathname for folder in ours

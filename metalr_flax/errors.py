@@ -5,6 +5,10 @@ the rule it broke and the remedy. Nothing here is for bugs: those keep their
 traceback and status 1.
 """
 
+from collections.abc import Callable
+import contextlib
+import sys
+
 
 class MetalrError(Exception):
   """Base class: a run that must end with `status` and one line on stderr."""
@@ -54,3 +58,21 @@ class Interrupted(MetalrError):
   """SIGTERM or SIGINT came; the state is saved and the run can go on."""
 
   status = 75
+
+
+def status_of(command: Callable[[], None]) -> int:
+  """Runs a command line's work and returns its exit status.
+
+  What ends it early is one line on stderr.
+
+  Args:
+    command: the work; a MetalrError of any kind may come out of it.
+  """
+  try:
+    command()
+  except MetalrError as error:
+    kind = 'interrupted' if isinstance(error, Interrupted) else 'error'
+    with contextlib.suppress(OSError):  # stderr may be on the disk that is full
+      print(f'metalr_flax: {kind}: {error}', file=sys.stderr)
+    return error.status
+  return 0

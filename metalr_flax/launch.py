@@ -75,29 +75,16 @@ def _lower_checked(
   experiment: build.Experiment,
   rows: int,
 ) -> tuple[state_lib.MetaTrainState, jax.stages.Lowered]:
-  """The first state and the lowered chunk.
-
-  A model and a task that do not fit each other are answered with an error line.
-  With a class of the user's own it may as well be a bug of theirs, which needs
-  its traceback.
-  """
-  try:
-    state = experiment.init_state()
-    return state, lower_chunk(experiment, state, rows)
-  except meta_gradient.NoForwardRuleError as error:
-    raise errors.ConfigError(
-      f'meta.estimator=forward: {str(error).partition(":")[0]}; set '
-      f'--config.meta.estimator=reverse'
-    ) from error
-  except (TypeError, ValueError, AssertionError, IndexError) as error:
-    names = config['model']['name'], config['task']['name']
-    if any(':' in name for name in names):
-      raise
-    raise errors.ConfigError(
-      f'model.name={names[0]}: does not fit task.name={names[1]} '
-      f'({str(error).splitlines()[0][:200]}); change model.kwargs or '
-      f'task.kwargs'
-    ) from error
+  """The first state and the lowered chunk."""
+  with build.fitting(config['model']['name'], config['task']['name']):
+    try:
+      state = experiment.init_state()
+      return state, lower_chunk(experiment, state, rows)
+    except meta_gradient.NoForwardRuleError as error:
+      raise errors.ConfigError(
+        f'meta.estimator=forward: {str(error).partition(":")[0]}; set '
+        f'--config.meta.estimator=reverse'
+      ) from error
 
 
 def max_rows(config: Mapping[str, Any]) -> int:

@@ -12,9 +12,9 @@ Exit status: 0 done, 2 bad flags or config, 3 workdir refused, 4 diverged,
 """
 
 from collections.abc import Sequence
-import contextlib
 import sys
 
+from metalr_flax import errors
 from metalr_flax import interrupts
 
 
@@ -25,35 +25,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv: the arguments after the program's name, `sys.argv`'s by default.
   """
   stop = interrupts.StopRequest().install()  # before anything takes time
+  given = sys.argv[1:] if argv is None else argv
+  return errors.status_of(lambda: _train(given, stop))
+
+
+def _train(argv: Sequence[str], stop: interrupts.StopRequest) -> None:
   from metalr_flax import cli
-  from metalr_flax import errors
   from metalr_flax import workdir
 
-  try:
-    arguments = cli.parse(
-      'metalr_flax.main', sys.argv[1:] if argv is None else argv, __doc__ or ''
-    )
-    workdir.check(arguments.workdir, arguments.config, arguments.command)
-    from metalr_flax import launch  # imports JAX: only when all is fine so far
+  arguments = cli.parse('metalr_flax.main', argv, __doc__ or '')
+  workdir.check(arguments.workdir, arguments.config, arguments.command)
+  from metalr_flax import launch  # imports JAX: only when all is fine so far
 
-    launch.run(
-      arguments.config,
-      arguments.workdir,
-      command=arguments.command,
-      stop=stop,
-    )
-  except errors.Interrupted as stopped:
-    _complain(f'metalr_flax: interrupted: {stopped}')
-    return stopped.status
-  except errors.MetalrError as error:
-    _complain(f'metalr_flax: error: {error}')
-    return error.status
-  return 0
-
-
-def _complain(line: str) -> None:
-  with contextlib.suppress(OSError):  # stderr may be on the disk that is full
-    print(line, file=sys.stderr)
+  launch.run(
+    arguments.config,
+    arguments.workdir,
+    command=arguments.command,
+    stop=stop,
+  )
 
 
 if __name__ == '__main__':

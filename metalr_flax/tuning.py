@@ -64,17 +64,12 @@ def self_tuning(
     An optax transformation; its `update` needs params.
 
   Raises:
-    ValueError: for a name or kind that does not exist, a hyperparameter that is
-      a schedule, or a discount out of range or without `meta_tx`, when called
-      or at `init`.
+    ValueError: for a name or kind that does not exist; a hyperparameter that is
+      a schedule or cannot be learned; labels of another structure; a discount
+      out of range or without `meta_tx`; when called or at `init`.
   """
   learned = {'learning_rate': 'log'} if learned is None else dict(learned)
-  _check(learned, meta_tx, discount)
-  if schedule is not None and 'learning_rate' not in learned:
-    raise ValueError(
-      'self_tuning: schedule: multiplies the learned learning rate; add '
-      "'learning_rate' to learned"
-    )
+  _check(learned, meta_tx, discount, schedule)
   tuner = tuner_lib.Tuner(
     inner_tx=inner_tx,
     learned=learned,
@@ -120,6 +115,7 @@ def _check(
   learned: Mapping[str, str],
   meta_tx: optax.GradientTransformation | None,
   discount: float | None,
+  schedule: optax.Schedule | None,
 ) -> None:
   for name, kind in learned.items():
     if kind not in factors.KINDS:
@@ -127,6 +123,11 @@ def _check(
         f'self_tuning: learned[{name!r}]={kind!r}: must be one of '
         f'{factors.KINDS}'
       )
+  if schedule is not None and 'learning_rate' not in learned:
+    raise ValueError(
+      'self_tuning: schedule: multiplies the learned learning rate; add '
+      "'learning_rate' to learned"
+    )
   if discount is None:
     return
   if not 0 <= discount <= 1:

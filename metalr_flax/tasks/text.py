@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from metalr_flax.tasks import arguments
 from metalr_flax.tasks import task
 
 _EVAL_BATCH = 64
@@ -67,8 +68,8 @@ class Text(task.Task):
       ValueError: for an argument outside these, or a file that cannot be read,
         is not UTF-8, or leaves a part without a whole window.
     """
-    _check_at_least_1('sequence_length', sequence_length)
-    _check_at_least_1('eval_sequences', eval_sequences)
+    arguments.check_integer('sequence_length', sequence_length, 1)
+    arguments.check_integer('eval_sequences', eval_sequences, 1)
     self.batch_size = batch_size
     self.sequence_length = sequence_length
     self.eval_sequences = eval_sequences
@@ -169,22 +170,9 @@ def _read(path: str) -> bytes:
 def _split(
   text: bytes, meta_fraction: float, test_fraction: float
 ) -> tuple[jax.Array, ...]:
-  if (
-    not 0
-    < min(meta_fraction, test_fraction)
-    < 1 - max(meta_fraction, test_fraction)
-  ):
-    raise ValueError(
-      f'meta_fraction={meta_fraction}, test_fraction={test_fraction}: must be '
-      f'> 0 and sum to less than 1'
-    )
+  arguments.check_fractions(meta_fraction, test_fraction)
   data = np.frombuffer(text, np.uint8)
   meta = round(len(data) * meta_fraction)
   test = round(len(data) * test_fraction)
   cuts = (len(data) - meta - test, len(data) - test)
   return tuple(jnp.asarray(part) for part in np.split(data, cuts))
-
-
-def _check_at_least_1(name: str, value: int) -> None:
-  if not isinstance(value, int) or value < 1:
-    raise ValueError(f'{name}={value}: must be an integer >= 1')
