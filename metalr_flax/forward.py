@@ -60,11 +60,18 @@ def directions(eta: hyperparams_lib.Eta, *, per_group: bool) -> PyTree:
 
 
 def names(inner: state_lib.InnerState) -> list[str]:
-  """The path of every leaf of the inner state, in order."""
-  return [
+  """The path of every leaf of the inner state, in order.
+
+  Raises:
+    ValueError: where two leaves have one path: 'a/b', and 'b' in 'a'.
+  """
+  found = [
     jax.tree_util.keystr(path, simple=True, separator='/')
     for path, _ in jax.tree_util.tree_leaves_with_path(inner)
   ]
+  if len({*found}) < len(found):
+    raise ValueError(f'two variables share one path; rename one of {found}')
+  return found
 
 
 def replace_leaves(
@@ -158,7 +165,7 @@ def _moved_by_one_update(
     floats = [
       n
       for n, leaf in zip(names(new), jax.tree.leaves(new), strict=True)
-      if jnp.issubdtype(leaf.dtype, jnp.inexact)
+      if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
     ]
     return probe(pick_leaves(new, floats))
 

@@ -8,6 +8,7 @@ Shape legend: K unroll_length.
 """
 
 from collections.abc import Callable, Mapping
+import functools
 import math
 from typing import Any
 
@@ -49,7 +50,8 @@ def inner_step(
 
   Returns:
     The state after the update; the batch's metrics before it, `loss` among them
-    (scalars); and the gradient dL/dtheta.
+    (scalars; NaN where the gradient is not finite, which an optimizer that
+    clips it or takes its sign would hide); and the gradient dL/dtheta.
   """
   (loss, (model_state, metrics)), grads = grad_fn(
     inner.params, inner.model_state, batch
@@ -68,7 +70,20 @@ def inner_step(
     model_state=model_state,
     opt_state=opt_state,
   )
+  loss = jnp.where(all_finite(grads), loss, jnp.nan)
   return inner, {**metrics, 'loss': loss}, grads
+
+
+def all_finite(tree: PyTree) -> jax.Array:
+  """Whether no float of a tree is NaN or infinite, bool scalar."""
+  finite = [
+    jnp.all(jnp.isfinite(leaf))
+    for leaf in jax.tree.leaves(tree)
+    if jnp.issubdtype(leaf.dtype, jnp.inexact)
+  ]
+  # A chain of ands fuses into one kernel; stacking them cost a third of the
+  # reference run's time.
+  return functools.reduce(jnp.logical_and, finite, jnp.array(True))
 
 
 def propose(

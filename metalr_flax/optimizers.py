@@ -147,7 +147,12 @@ def init_state(
 
   opt_state = tx.init(params)
   settled = jax.eval_shape(update, jax.eval_shape(update, opt_state))
-  return jax.tree.map(lambda v, s: v.astype(s.dtype), opt_state, settled)
+  return jax.tree.map(
+    # A key of noisy_sgd's has no other type.
+    lambda v, s: v if v.dtype == s.dtype else v.astype(s.dtype),
+    opt_state,
+    settled,
+  )
 
 
 def _is_injected(node: Any) -> bool:
