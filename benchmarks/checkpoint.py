@@ -30,6 +30,7 @@ from metalr_flax import cli
 from metalr_flax import interrupts
 from metalr_flax import launch
 from metalr_flax import manifest
+from metalr_flax import saving
 from metalr_flax import state as state_lib
 from metalr_flax import storage
 
@@ -87,7 +88,7 @@ def time_saves(count: int, rounds: int) -> dict[str, dict[str, float]]:
       for name, variant in VARIANTS.items():
         path = pathlib.Path(folder) / name
         path.mkdir(exist_ok=True)
-        with variant(), checkpoint.opened(path) as checkpoints:
+        with variant(), saving.opened(path) as checkpoints:
           begun = time.perf_counter()
           checkpoints.save(state, {})
           held[name].append(time.perf_counter() - begun)

@@ -18,6 +18,7 @@ import optax
 from metalr_flax import build_optimizers
 from metalr_flax import errors
 from metalr_flax import evaluate
+from metalr_flax import fingerprint
 from metalr_flax import inner
 from metalr_flax import lookup
 from metalr_flax import meta_gradient
@@ -90,9 +91,7 @@ def build(config: Config) -> Experiment:
     init_state=lambda: _unshared(
       outer.init_state(
         problem,
-        params=split.params,
-        model_state=split.model_state,
-        data_state=task.init(jax.random.key(config['seed'])),
+        **_first_values(config, task, split),
         hyperparams=initial,
         meta_tx=meta_tx,
         estimator=estimator,
@@ -106,6 +105,19 @@ def build(config: Config) -> Experiment:
     estimator=estimator,
     initial=initial,
   )
+
+
+def _first_values(
+  config: Config, task: tasks.Task, split: functional.Split
+) -> dict[str, Any]:
+  """What the model and the task bring into the first state."""
+  values = {
+    'params': split.params,
+    'model_state': split.model_state,
+    'data_state': task.init(jax.random.key(config['seed'])),
+  }
+  fingerprint.check_savable(values, config)
+  return values
 
 
 def _build_problem(
@@ -254,8 +266,19 @@ def _make_step_fn(
 
 
 def _unshared(state: state_lib.MetaTrainState) -> state_lib.MetaTrainState:
-  """Copies of all arrays: a state is donated, and no array may be twice."""
-  return jax.tree.map(jnp.copy, state)
+  """Copies of all arrays: a state is donated, and no array may be twice.
+
+  Strongly typed, as a restored state is: the bits must not depend on whether a
+  run was resumed.
+  """
+  return jax.tree.map(_strong_copy, state)
+
+
+def _strong_copy(leaf: jax.Array) -> jax.Array:
+  leaf = jnp.copy(leaf)
+  if jnp.issubdtype(leaf.dtype, jax.dtypes.extended):
+    return leaf
+  return jax.lax.convert_element_type(leaf, leaf.dtype)
 
 
 def _summarizer(task: tasks.Task, split: functional.Split) -> Callable:

@@ -5,8 +5,7 @@ on the disk: Orbax writes it under another name, `manifest` seals it, and it is
 renamed. A step without an intact manifest does not count.
 """
 
-from collections.abc import Iterator, Mapping
-import concurrent.futures
+from collections.abc import Iterator
 import contextlib
 import functools
 import os
@@ -18,6 +17,7 @@ from typing import Any, NamedTuple
 from absl import logging
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 
 from metalr_flax import errors
@@ -31,6 +31,10 @@ MAX_TO_KEEP = 3
 
 class _OrbaxError(OSError):
   """Orbax could not read or write: it raises anything, bare Exceptions too."""
+
+
+class _GoneError(Exception):
+  """A checkpoint was there and is not any more: a run removed it."""
 
 
 class Found(NamedTuple):
@@ -64,17 +68,29 @@ def find_newest(
     WorkdirError: where the newest intact one is of another structure.
     StorageError: where the storage does not answer.
   """
-  steps = storage.retried(lambda: _steps(directory), directory)
+  while True:
+    steps = storage.retried(lambda: _steps(directory), directory)
+    try:
+      return _newest_intact(directory, steps, template)
+    except _GoneError:
+      continue  # the run that goes on there has saved newer ones
+
+
+def _newest_intact(
+  directory: pathlib.Path,
+  steps: list[int],
+  template: state_lib.MetaTrainState,
+) -> Found | None:
   for step in steps:
     path = directory / str(step)
     try:
-      read = functools.partial(_read, path, template)
+      read = functools.partial(_read_if_there, path, template)
       return storage.retried(read, path)
     except (manifest.DamagedError, _OrbaxError) as error:
       logging.warning('%s: damaged (%s); trying the one before', path, error)
     except OSError as error:
       raise errors.StorageError(
-        f'{path}: cannot be read ({_reason(error)}); mend the storage and run '
+        f'{path}: cannot be read ({reason(error)}); mend the storage and run '
         f'the same command'
       ) from error
   if steps:
@@ -104,8 +120,15 @@ def clean(directory: pathlib.Path, found: Found | None) -> None:
       path.rename(aside)
   for name in storage.list_directory(directory):
     if re.match(r'\.\d+\.(saving|old)', name):
-      shutil.rmtree(directory / name)
-  _settle(directory)
+      _remove(directory / name)
+  settle(directory)
+
+
+def _remove(path: pathlib.Path) -> None:
+  if path.is_dir() and not path.is_symlink():
+    shutil.rmtree(path)
+  else:
+    path.unlink()
 
 
 def _steps(directory: pathlib.Path) -> list[int]:
@@ -114,6 +137,17 @@ def _steps(directory: pathlib.Path) -> list[int]:
   return sorted(
     (int(n) for n in names if re.fullmatch(r'0|[1-9][0-9]*', n)), reverse=True
   )
+
+
+def _read_if_there(
+  path: pathlib.Path, template: state_lib.MetaTrainState
+) -> Found:
+  try:
+    return _read(path, template)
+  except (manifest.DamagedError, OSError) as error:
+    if os.path.lexists(path):
+      raise
+    raise _GoneError from error
 
 
 def _read(path: pathlib.Path, template: state_lib.MetaTrainState) -> Found:
@@ -134,25 +168,18 @@ def _read(path: pathlib.Path, template: state_lib.MetaTrainState) -> Found:
   if fingerprint.digest(restored.state) != notes['sha256']:
     raise manifest.DamagedError('its arrays are not those that were saved')
   fingerprint.warn_of_changes(notes['environment'])
-  return Found(notes['step'], restored.state, notes['record'])
+  state = jax.tree.map(_uncommitted, restored.state)
+  return Found(notes['step'], state, notes['record'])
 
 
-@contextlib.contextmanager
-def opened(
-  directory: pathlib.Path, newest: int | None = None
-) -> Iterator['Checkpoints']:
-  """Checkpoints whose last save is finished at the end.
+def _uncommitted(leaf: jax.Array) -> jax.Array:
+  """A leaf as the first state's are: of no device, so of no fixed layout.
 
-  Args:
-    directory: where they are.
-    newest: the newest step that is there and intact.
+  (The compiled run refuses an int4 array that Orbax has put on one.)
   """
-  checkpoints = Checkpoints(directory, newest)
-  try:
-    yield checkpoints
-    checkpoints.wait()
-  finally:
-    checkpoints.close()
+  key = jnp.issubdtype(leaf.dtype, jax.dtypes.extended)
+  several = len(leaf.sharding.device_set) > 1
+  return leaf if key or several else jnp.asarray(np.asarray(leaf))
 
 
 @contextlib.contextmanager
@@ -162,82 +189,31 @@ def _orbax_errors() -> Iterator[None]:
   except OSError:
     raise
   except Exception as error:
-    raise _OrbaxError(_reason(error)) from error
+    raise _OrbaxError(reason(error)) from error
 
 
-class Checkpoints:
-  """Writes checkpoints `<directory>/<step>/` and keeps the newest 3."""
-
-  def __init__(self, directory: pathlib.Path, newest: int | None):
-    self._directory = directory.absolute()
-    self._pool = concurrent.futures.ThreadPoolExecutor(max_workers=1)
-    self._saving: concurrent.futures.Future | None = None
-    self._newest = newest
-
-  def save(
-    self, state: state_lib.MetaTrainState, record: Mapping[str, Any]
-  ) -> None:
-    """Starts to save a state; returns before it is all written.
-
-    Args:
-      state: the state; it is copied, so it may be donated afterwards.
-      record: JSON values to keep beside it.
-
-    Raises:
-      StorageError: where the save before this one failed.
-    """
-    self.wait()
-    # A copy of the arrays: what is written in the background must not be what
-    # the next chunk overwrites.
-    state = jax.tree.map(jnp.copy, state)
-    self._saving = self._pool.submit(self._save, state, dict(record))
-
-  def wait(self) -> None:
-    """Waits until the last save is all on the disk.
-
-    Raises:
-      StorageError: where it failed.
-    """
-    if self._saving:
-      saving, self._saving = self._saving, None
-      saving.result()
-
-  def newest(self) -> int | None:
-    """The newest step that is all on the disk; waits for the last save."""
-    if self._saving:
-      concurrent.futures.wait([self._saving])
-    return self._newest
-
-  def close(self) -> None:
-    """Ends the background thread."""
-    self._pool.shutdown(wait=True)
-
-  def _save(
-    self, state: state_lib.MetaTrainState, record: dict[str, Any]
-  ) -> None:
-    path = self._directory / str(int(state.step))
-    try:
-      storage.retried(lambda: _write(path, state, record), path)
-    except (OSError, manifest.DamagedError) as error:
-      raise errors.StorageError(
-        f'{path}: cannot be saved ({_reason(error)}); what was saved before is '
-        f'intact: mend the storage and run the same command'
-      ) from error
-    storage.retried(lambda: _settle(self._directory), self._directory)
-    self._newest = int(state.step)
-
-
-def _write(
+def write(
   path: pathlib.Path, state: state_lib.MetaTrainState, record: dict[str, Any]
 ) -> None:
-  """Orbax's files, then the manifest, then the name; may be done again."""
+  """Writes a checkpoint: Orbax's files, the manifest, the name.
+
+  Args:
+    path: its folder, `<directory>/<step>`.
+    state: the state.
+    record: JSON values to keep beside it.
+
+  Raises:
+    OSError: it may be called again.
+    DamagedError: where there is another one under that name.
+  """
   saving = path.with_name(f'.{path.name}.saving')
   if path.exists():  # a rename that worked and was answered with a fault
-    manifest.verify(path)
+    if manifest.verify(path)['sha256'] != fingerprint.digest(state):
+      raise manifest.DamagedError('another run saved this step')
     return
   for name in storage.list_directory(path.parent):
     if name.startswith(saving.name):
-      shutil.rmtree(path.parent / name)
+      _remove(path.parent / name)
   with (
     _orbax_errors(),
     ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as writer,
@@ -262,7 +238,7 @@ def _write(
   os.rename(saving, path)
 
 
-def _settle(directory: pathlib.Path) -> None:
+def settle(directory: pathlib.Path) -> None:
   """Puts a new checkpoint's name on the disk; only then older ones may go."""
   storage.sync_directory(directory)
   for step in _steps(directory)[MAX_TO_KEEP:]:
@@ -272,5 +248,6 @@ def _settle(directory: pathlib.Path) -> None:
     shutil.rmtree(old)
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
+  """An exception's message on one line, shortened."""
   return ' '.join(str(error).split())[:300]

@@ -62,7 +62,7 @@ def parse(
     ConfigError: for a flag, a field or a file that is wrong.
   """
   if {'-h', '--help', '-help'} & set(argv):
-    print(usage)
+    _print(usage)
     raise SystemExit(0)
   given, rest = _split(argv)
   name, *argument = given.split(':', 1)  # file.py:argument is allowed
@@ -84,6 +84,14 @@ def parse(
     workdir=pathlib.Path(workdir),
     command=_command(module, argv),
   )
+
+
+def _print(text: str) -> None:
+  """Prints, even where nobody reads: `--help | true`."""
+  try:
+    print(text, flush=True)
+  except OSError:
+    sys.stdout = open(os.devnull, 'w')  # noqa: SIM115
 
 
 def _flag(argument: str) -> tuple[str, str | None]:

@@ -57,6 +57,8 @@ def say(text: str) -> None:
   """
   try:
     print(text, flush=True)
+  except UnicodeEncodeError as error:  # a path with letters of elsewhere
+    print(text.encode(error.encoding, 'backslashreplace').decode(), flush=True)
   except OSError as error:
     logging.warning('stdout: %s; going on without it', error)
     sys.stdout = open(os.devnull, 'w')  # noqa: SIM115

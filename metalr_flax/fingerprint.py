@@ -40,6 +40,40 @@ def describe(state: Any) -> dict[str, str]:
   }
 
 
+def check_savable(state: Any, config: Mapping[str, Any]) -> None:
+  """Refuses a state that Orbax could not save or would not give back.
+
+  Orbax tells leaves apart by their path's parts joined with dots, others here
+  by slashes; it saves no empty array. Better to say so before a long run than
+  after it.
+
+  Args:
+    state: `params`, `model_state` and `data_state`, or the whole state.
+    config: of the run, for the message.
+
+  Raises:
+    ConfigError: naming the variable.
+  """
+  seen = set()
+  for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+    name = jax.tree_util.keystr(path, simple=True, separator='/')
+    part = 'task' if name.startswith('data_state') else 'model'
+    joined = name.replace('/', '.')
+    rule, remedy = '', ''
+    if not np.size(leaf):
+      rule = (
+        f'{name} has no elements (shape {np.shape(leaf)}): Orbax saves none'
+      )
+      remedy = 'leave it out'
+    elif joined in seen:
+      rule = f'two of its variables would be saved as {joined}'
+      remedy = 'give one of them another name'
+    if rule:
+      owner = config[part]['name']
+      raise errors.ConfigError.of(f'{part}.name', owner, rule, remedy)
+    seen.add(joined)
+
+
 def environment() -> dict[str, str]:
   """What the bits of a result depend on beside the program."""
   versions = {name: metadata.version(name) for name in _PACKAGES}

@@ -2,7 +2,11 @@
 
 import os
 import signal
+import time
 import types
+
+# `timeout` and some schedulers signal a process and then its whole group.
+_SAME_SECS = 0.3
 
 
 class StopRequest:
@@ -14,6 +18,7 @@ class StopRequest:
 
   def __init__(self) -> None:
     self.name = ''
+    self._time = 0.0
 
   def install(self) -> 'StopRequest':
     """Takes over both signals from their default handlers."""
@@ -23,10 +28,12 @@ class StopRequest:
 
   def _handle(self, number: int, frame: types.FrameType | None) -> None:
     del frame
-    if self.name:
+    if not self.name:
+      self._time = time.monotonic()
+      self.name = signal.Signals(number).name
+    elif time.monotonic() - self._time >= _SAME_SECS:
       signal.signal(number, signal.SIG_DFL)
       os.kill(os.getpid(), number)
-    self.name = signal.Signals(number).name
 
   def __bool__(self) -> bool:
     return bool(self.name)

@@ -76,6 +76,10 @@ def _lower_checked(
   rows: int,
 ) -> tuple[state_lib.MetaTrainState, jax.stages.Lowered]:
   """The first state and the lowered chunk."""
+  if getattr(jax.config, 'jax_disable_jit'):  # noqa: B009  mypy knows it not
+    raise errors.ConfigError(
+      'JAX_DISABLE_JIT=1: training is one compiled program; unset it'
+    )
   with build.fitting(config['model']['name'], config['task']['name']):
     try:
       state = experiment.init_state()

@@ -36,7 +36,8 @@ def load(
     own, a dict of schedules by group label.
 
   Raises:
-    WorkdirError: where the folder is no workdir or has no checkpoint yet.
+    WorkdirError: where the folder is no workdir or has no checkpoint yet, or
+      its `metrics.csv` is not as the checkpoint recorded.
     NoCheckpointError: where no checkpoint is intact.
   """
   path = pathlib.Path(workdir)
@@ -48,7 +49,7 @@ def load(
   return (
     model,
     config_dict.ConfigDict(config),
-    _learning_rate(path, config, experiment, found.step),
+    _learning_rate(path, config, experiment, found),
   )
 
 
@@ -66,18 +67,17 @@ def _learning_rate(
   path: pathlib.Path,
   config: dict[str, Any],
   experiment: build.Experiment,
-  step: int,
+  found: checkpoint.Found,
 ) -> Any:
   """The schedule up to the checkpoint's step, also of a run not finished."""
   if 'learning_rate' not in config['meta']['learned']:
     return optax.constant_schedule(config['inner']['learning_rate'])
-  columns = records.read(path / workdir_lib.METRICS)
-  rows = {key: values[:step] for key, values in columns.items()}
-  found = {
+  rows = records.read(path / workdir_lib.METRICS, found.record)
+  schedules = {
     name.removeprefix('learning_rate').lstrip('/'): schedule.make_schedule(s)
     for name, s in schedule.make_schedules(
       experiment.initial, rows, config['meta']['unroll_length']
     ).items()
     if name.split('/')[0] == 'learning_rate'
   }
-  return found.get('', found)
+  return schedules.get('', schedules)

@@ -33,7 +33,12 @@ def seal(directory: pathlib.Path, name: str, notes: Mapping[str, Any]) -> None:
   files = {path: storage.hash_and_sync(directory / path) for path in names}
   for path in directories:
     storage.sync_directory(directory / path)
-  content = {'name': name, 'files': files, 'notes': dict(notes)}
+  content = {
+    'name': name,
+    'files': files,
+    'directories': directories,
+    'notes': dict(notes),
+  }
   with open(directory / NAME, 'wb') as file:
     file.write(_encode(content))
     file.flush()
@@ -54,7 +59,12 @@ def verify(directory: pathlib.Path) -> dict[str, Any]:
   content = _read(directory)
   if content['name'] != directory.name:
     raise DamagedError(f'{NAME} is that of {content["name"]}')
-  found, _ = storage.walk(directory)
+  found, directories = storage.walk(directory)
+  # The first manifests of release 0.1 list files alone.
+  listed = content.get('directories', directories)
+  for name in sorted({*listed} ^ {*directories}):
+    what = 'does not belong there' if name in directories else 'is missing'
+    raise DamagedError(f'{name} {what}')
   for name in sorted({*content['files'], *found} - {NAME}):
     if name not in content['files']:
       raise DamagedError(f'{name} does not belong there')
@@ -66,18 +76,16 @@ def verify(directory: pathlib.Path) -> dict[str, Any]:
 
 
 def _hash(path: pathlib.Path) -> str | None:
-  try:
-    with open(path, 'rb') as file:
-      return hashlib.file_digest(file, 'sha256').hexdigest()
-  except FileNotFoundError:  # a link to nowhere
+  if not path.is_file():  # a link to nowhere; a pipe, which nobody may fill
     return None
+  with open(path, 'rb') as file:
+    return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
 def _read(directory: pathlib.Path) -> dict[str, Any]:
-  try:
-    raw = (directory / NAME).read_bytes()
-  except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
-    raise DamagedError(f'{NAME} is missing') from error
+  if not (directory / NAME).is_file():
+    raise DamagedError(f'{NAME} is missing')
+  raw = (directory / NAME).read_bytes()
   try:
     content = json.loads(raw)
     content.pop('sha256')

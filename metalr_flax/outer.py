@@ -4,6 +4,7 @@ eta <- eta - meta_tx(dF/deta)
 """
 
 from collections.abc import Callable, Mapping
+import dataclasses
 import functools
 from typing import Any
 
@@ -31,18 +32,22 @@ class Chunk(flax.struct.PyTreeNode, kw_only=True):
 
   Attributes:
     rows: metrics by key, each of shape [max_steps]; row i is the i-th step's.
-    count: steps done, int32 scalar; the last of them is the first that was not
+    count: steps tried, int32 scalar; the last of them is the first that was not
       finite where `finite` is False.
-    finite: whether every metric and all of the state stayed finite.
+    finite: whether losses, gradients and state stayed finite; the step that
+      made them otherwise was rejected.
+    parts: the same for `metrics` and for each field of the state in that step.
   """
 
   rows: inner_lib.Metrics
   count: jax.Array
   finite: jax.Array
+  parts: dict[str, jax.Array]
 
 
 # Finite values beyond it are clipped: the square of 1e15 is within float32.
 MAX_META_GRAD = 1e15
+_WATCHED = ('train/loss', 'meta/loss', 'meta/grad_norm')
 _REVERSE = meta_gradient.Estimator()
 _Carry = tuple[state_lib.MetaTrainState, Chunk]
 
@@ -154,7 +159,9 @@ def outer_steps(
 
   The count is a traced value and the metrics go to preallocated rows, so one
   executable serves chunks of every length, and the bits of a run do not depend
-  on how it was cut. The loop ends early at the first step that is not finite.
+  on how it was cut. The loop ends early at the first step that is not finite,
+  which is rejected as a whole: its row stays to tell what it was, its state
+  does not. (That keeps one more copy of the state alive.)
 
   Args:
     state: the state before.
@@ -163,7 +170,7 @@ def outer_steps(
     max_steps: rows to preallocate, >= 1.
 
   Returns:
-    The state after the last step taken, and the steps' record.
+    The state after the last step that was finite, and the steps' record.
   """
   _, shapes = jax.eval_shape(step_fn, state)
   rows = jax.tree.map(
@@ -172,29 +179,57 @@ def outer_steps(
 
   def body(carry: _Carry) -> _Carry:
     state, chunk = carry
-    state, metrics = step_fn(state)
+    new_state, metrics = step_fn(state)
     rows = jax.tree.map(
       lambda row, value: row.at[chunk.count].set(value), chunk.rows, metrics
     )
-    finite = _all_finite((state, metrics))
-    return state, Chunk(rows=rows, count=chunk.count + 1, finite=finite)
+    parts = _finite_parts(new_state, state, metrics)
+    finite = functools.reduce(jnp.logical_and, parts.values())
+    state = jax.tree.map(functools.partial(jnp.where, finite), new_state, state)
+    return state, Chunk(
+      rows=rows, count=chunk.count + 1, finite=finite, parts=parts
+    )
 
   def go_on(carry: _Carry) -> jax.Array:
     _, chunk = carry
     return (chunk.count < num_steps) & chunk.finite
 
+  names = ['metrics', *(field.name for field in dataclasses.fields(state))]
   chunk = Chunk(
-    rows=rows, count=jnp.zeros((), jnp.int32), finite=jnp.array(True)
+    rows=rows,
+    count=jnp.zeros((), jnp.int32),
+    finite=jnp.array(True),
+    parts=dict.fromkeys(names, jnp.array(True)),
   )
   return jax.lax.while_loop(go_on, body, (state, chunk))
 
 
-def _all_finite(tree: PyTree) -> jax.Array:
-  finite = [
-    jnp.all(jnp.isfinite(leaf))
-    for leaf in jax.tree.leaves(tree)
-    if jnp.issubdtype(leaf.dtype, jnp.inexact)
-  ]
-  # A chain of ands fuses into one kernel; stacking them cost a third of the
-  # reference run's time.
-  return functools.reduce(jnp.logical_and, finite)
+def _finite_parts(
+  new: state_lib.MetaTrainState,
+  old: state_lib.MetaTrainState,
+  metrics: inner_lib.Metrics,
+) -> dict[str, jax.Array]:
+  """Which parts of a step's outcome are finite, bool scalars.
+
+  A user's own metrics may be what they like, and a state may hold what never
+  was finite, a mask of -inf for one.
+  """
+  watched = {
+    name: value
+    for name, value in metrics.items()
+    if name in _WATCHED or name.startswith('hyperparams/')
+  }
+  parts = {'metrics': inner_lib.all_finite(watched)}
+  for field in dataclasses.fields(new):
+    kept = jax.tree.map(_still_finite, *(getattr(s, field.name)
+                                         for s in (new, old)))  # fmt: skip
+    parts[field.name] = functools.reduce(
+      jnp.logical_and, jax.tree.leaves(kept), jnp.array(True)
+    )
+  return parts
+
+
+def _still_finite(new: jax.Array, old: jax.Array) -> jax.Array:
+  if not jnp.issubdtype(new.dtype, jnp.inexact):
+    return jnp.array(True)
+  return jnp.all(jnp.isfinite(new) | ~jnp.isfinite(old))

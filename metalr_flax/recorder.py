@@ -1,6 +1,6 @@
 """Everything that a run writes as it goes: rows, events and lines."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 import contextlib
 import dataclasses
 import json
@@ -51,7 +51,6 @@ def opened(
   experiment: build.Experiment,
   state: state_lib.MetaTrainState,
   record: Mapping[str, Any],
-  newest: Callable[[], int | None],
 ) -> Iterator['Recorder']:
   """A recorder that goes on where a checkpoint's record says.
 
@@ -61,17 +60,14 @@ def opened(
     experiment: the run's objects.
     state: the state the run goes on from.
     record: what `Recorder.flush` returned for that state's checkpoint.
-    newest: gives the newest checkpoint's step, None where there is none.
   """
   keys = _metric_keys(experiment, state)
   path = workdir / workdir_lib.METRICS
-  with records.MetricsFile(path, keys, record['metrics_size']) as metrics:
+  with records.MetricsFile(path, keys, record) as metrics:
     writers.cut_events(workdir, record['event_sizes'])
     writer = writers.make_writer(workdir, int(state.step))
     try:
-      yield Recorder(
-        workdir, config, experiment, state, metrics, writer, newest
-      )
+      yield Recorder(workdir, config, experiment, state, metrics, writer)
     finally:
       writer.close()
 
@@ -87,7 +83,6 @@ class Recorder:
     state: state_lib.MetaTrainState,
     metrics: records.MetricsFile,
     writer: writers.metric_writers.MetricWriter,
-    newest: Callable[[], int | None],
   ):
     self._workdir = workdir
     self._config = config
@@ -108,7 +103,6 @@ class Recorder:
       hyperparams.constrain(state.eta, experiment.problem.bijections),
       'hyperparams',
     )
-    self._newest = newest
 
   def greet(self, *, resumed: bool) -> None:
     """Says what is about to happen and notes the config of this start."""
@@ -148,14 +142,14 @@ class Recorder:
     if rows:
       self._learned = {key: rows[-1][key] for key in self._learned}
     if not chunk.finite:
-      raise self._diverged(pending.first + good + 1, chunk.rows, good)
+      raise self._diverged(pending.first + good + 1, chunk, good)
     return rate
 
   def flush(self) -> dict[str, Any]:
     """Hands all that is written to the system; a checkpoint's record of it."""
     self._writer.flush()
     return {
-      'metrics_size': self._metrics.flush(),
+      **self._metrics.flush(),
       'event_sizes': writers.event_sizes(self._workdir),
     }
 
@@ -207,25 +201,21 @@ class Recorder:
       self._line(int(rows[-1]['outer_step']), rows[-1])
       self._progress(int(rows[-1]['outer_step']))
 
-  def _last_good(self) -> str:
-    newest = self._newest()
-    if newest is None:
-      return 'none yet'
-    return str(self._workdir / workdir_lib.STATE / str(newest))
-
   def _diverged(
-    self, step: int, columns: Mapping[str, Any], row: int
+    self, step: int, chunk: outer.Chunk, row: int
   ) -> errors.DivergedError:
-    values = ', '.join(f'{key} {column[row]:g}' for key, column in
-                       columns.items() if key not in self._learned)  # fmt: skip
+    parts = ', '.join(n for n, finite in chunk.parts.items() if not finite)
+    values = ', '.join(
+      f'{key} {column[row]:g}'
+      for key, column in chunk.rows.items()
+      if key not in self._learned
+    )
     used = ', '.join(
       f'{key.partition("/")[2]} {float(value):g} (eta {self._eta(key):g})'
       for key, value in self._learned.items()
     )
     return errors.DivergedError(
-      f'outer step {step}: not finite ({values}) with {used}; the last good '
-      f'checkpoint is {self._last_good()}; lower inner.learning_rate or '
-      f'meta.learning_rate in a new --workdir='
+      f'outer step {step}: not finite in {parts} ({values}) with {used}'
     )
 
   def _eta(self, key: str) -> float:

@@ -2,9 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 import csv
+import hashlib
 import io
 import pathlib
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 
@@ -32,24 +34,34 @@ class MetricsFile:
   cut off and will be computed again.
   """
 
-  def __init__(self, path: pathlib.Path, keys: Sequence[str], size: int):
-    """Opens the file and cuts it to `size` bytes.
+  def __init__(
+    self, path: pathlib.Path, keys: Sequence[str], record: Mapping[str, Any]
+  ):
+    """Opens the file and cuts it to the size recorded.
 
     Args:
-      path: the file; made where it is absent and `size` is 0.
+      path: the file; made where it is absent and the size is 0.
       keys: metric keys, the columns after `outer_step` and `inner_step`.
-      size: bytes to keep; 0 starts it anew with a header.
+      record: what `flush` returned for the part to keep; `metrics_size` 0
+        starts it anew with a header.
 
     Raises:
-      WorkdirError: where the file holds less than it must, or other columns.
+      WorkdirError: where the file is not as recorded, or has other columns.
     """
     self._columns = ['outer_step', 'inner_step', *sort_keys(keys)]
+    size = record['metrics_size']
     header = _to_csv([self._columns])
-    if size:
-      storage.retried(lambda: _check(path, header, size), path)
+    kept = storage.retried(lambda: check(path, record), path) if size else b''
+    if size and not kept.startswith(header):
+      raise errors.WorkdirError(
+        f"{path}: has other columns than this program's "
+        f'({header.decode().strip()}); go on with the version that wrote it, '
+        f'or choose another --workdir='
+      )
+    self._sha = hashlib.sha256(kept)
     self._file = storage.AppendFile(path, size)
     if not size:
-      self._file.write(header)
+      self._write(header)
 
   def append(self, rows: Sequence[Row]) -> None:
     """Writes rows; a key that a row lacks is left blank."""
@@ -57,12 +69,22 @@ class MetricsFile:
     # The shortest decimal that reads back as the same float64, hence as the
     # same float32.
     shown = [['' if c is None else repr(c) for c in row] for row in cells]
-    self._file.write(_to_csv(shown))
+    self._write(_to_csv(shown))
     self._file.push()
 
-  def flush(self) -> int:
-    """Puts all rows on the disk; returns the file's size in bytes."""
-    return self._file.sync()  # a checkpoint relies on it
+  def flush(self) -> dict[str, Any]:
+    """Puts all rows on the disk.
+
+    Returns:
+      What a checkpoint needs to go on from here: the size in bytes and the
+      SHA-256 of what is there.
+    """
+    size = self._file.sync()
+    return {'metrics_size': size, 'metrics_sha256': self._sha.hexdigest()}
+
+  def _write(self, text: bytes) -> None:
+    self._sha.update(text)
+    self._file.write(text)
 
   def __enter__(self) -> 'MetricsFile':
     return self
@@ -82,25 +104,49 @@ def _to_csv(rows: Sequence[Sequence[str]]) -> bytes:
   return text.getvalue().encode()
 
 
-def _check(path: pathlib.Path, header: bytes, size: int) -> None:
-  if not path.exists() or path.stat().st_size < size:
+def check(path: pathlib.Path, record: Mapping[str, Any]) -> bytes:
+  """The part of a metrics file that a checkpoint relies on.
+
+  Args:
+    path: the file.
+    record: what `MetricsFile.flush` returned.
+
+  Raises:
+    WorkdirError: where the file is not as recorded.
+  """
+  try:
+    with open(path, 'rb') as file:
+      kept = file.read(record['metrics_size'])
+  except FileNotFoundError:
+    kept = b''
+  # The first checkpoints of release 0.1 have the size alone.
+  sha256 = hashlib.sha256(kept).hexdigest()
+  if len(kept) < record['metrics_size'] or (
+    record.get('metrics_sha256', sha256) != sha256
+  ):
     raise errors.WorkdirError(
-      f'{path}: shorter than the newest checkpoint recorded ({size} bytes); '
-      f'put the file back, or choose another --workdir='
+      f'{path}: its first {record["metrics_size"]} bytes are not those that '
+      f'the checkpoint recorded; put the file back, or choose another '
+      f'--workdir='
     )
-  with open(path, 'rb') as file:
-    if file.readline() != header:
-      raise errors.WorkdirError(
-        f"{path}: has other columns than this program's "
-        f'({header.decode().strip()}); go on with the version that wrote it, '
-        f'or choose another --workdir='
-      )
+  return kept
 
 
-def read(path: pathlib.Path) -> dict[str, np.ndarray]:
-  """The columns of a metrics file, float64, NaN where a cell is blank."""
-  with open(path, newline='', encoding='utf-8') as file:
-    names, *rows = csv.reader(file)
+def read(
+  path: pathlib.Path, record: Mapping[str, Any] | None = None
+) -> dict[str, np.ndarray]:
+  """The columns of a metrics file, float64, NaN where a cell is blank.
+
+  Args:
+    path: the file.
+    record: a checkpoint's: its part of the file alone is read. What follows may
+      be a row just being written, or one that a kill has torn.
+
+  Raises:
+    WorkdirError: where the file is not as recorded.
+  """
+  text = check(path, record) if record else path.read_bytes()
+  names, *rows = csv.reader(io.StringIO(text.decode(), newline=''))
   table = np.array(
     [[float(cell) if cell else np.nan for cell in row] for row in rows]
   ).reshape(len(rows), len(names))

@@ -6,6 +6,7 @@ without harm, so each operation is tried a few times before it counts as failed.
 """
 
 from collections.abc import Callable
+import contextlib
 import hashlib
 import json
 import os
@@ -37,7 +38,12 @@ def retried(action: Callable[[], T], path: pathlib.Path) -> T:
       reason = ' '.join(str(error).split())[:200]
       logging.warning('%s: %s; trying again in %g s', path, reason, delay)
       time.sleep(delay)
-  return action()
+  try:
+    return action()
+  except OSError as error:
+    if error.filename is None:  # of what is done to an open file
+      error.filename = str(path)
+    raise
 
 
 def sync_directory(path: pathlib.Path) -> None:
@@ -167,7 +173,8 @@ class AppendFile:
     """Closes the file; what was not pushed is dropped."""
     if not self.closed:
       self.closed = True
-      os.close(self._descriptor)
+      with contextlib.suppress(OSError):  # what counts was synced
+        os.close(self._descriptor)
 
   def _push(self) -> None:
     while self._written < len(self._tail):

@@ -22,6 +22,8 @@ from metalr_flax import fields
 from metalr_flax import interrupts
 from metalr_flax import outer
 from metalr_flax import recorder as recorder_lib
+from metalr_flax import records
+from metalr_flax import saving
 from metalr_flax import state as state_lib
 from metalr_flax import storage
 from metalr_flax import workdir as workdir_lib
@@ -71,8 +73,8 @@ def run(run: Run, state: state_lib.MetaTrainState) -> None:
   """
   try:
     storage.retried(lambda: storage.make_directory(run.workdir), run.workdir)
-    with workdir_lib.locked(run.workdir):
-      _run_locked(run, state)
+    with workdir_lib.locked(run.workdir) as lock:
+      _run_locked(run, state, lock)
   except OSError as error:
     raise errors.StorageError(
       f'{error.filename or run.workdir}: {error.strerror or error}; what was '
@@ -80,11 +82,15 @@ def run(run: Run, state: state_lib.MetaTrainState) -> None:
     ) from error
 
 
-def _run_locked(run: Run, state: state_lib.MetaTrainState) -> None:
-  workdir_lib.check_config(run.workdir, run.config, run.command)
+def _run_locked(
+  run: Run, state: state_lib.MetaTrainState, lock: workdir_lib.Lock
+) -> None:
+  storage.retried(
+    lambda: workdir_lib.check_config(run.workdir, run.config, run.command),
+    run.workdir,
+  )
   directory = run.workdir / workdir_lib.STATE
   found = checkpoint.find_newest(directory, state)
-  storage.write_json(run.workdir / workdir_lib.CONFIG, run.config)
   if found and _is_finished(run, found.step):
     console.say(
       f'already finished at outer step {found.step}; results in '
@@ -92,23 +98,24 @@ def _run_locked(run: Run, state: state_lib.MetaTrainState) -> None:
       f'--config.num_outer_steps continues it'
     )
     return
+  if found:  # refused before anything is changed
+    metrics = run.workdir / workdir_lib.METRICS
+    storage.retried(lambda: records.check(metrics, found.record), metrics)
+  storage.write_json(run.workdir / workdir_lib.CONFIG, run.config)
   storage.retried(lambda: checkpoint.clean(directory, found), directory)
   record = recorder_lib.EMPTY_RECORD
   if found:
     state, record = found.state, found.record
   with (
-    checkpoint.opened(directory, found.step if found else None) as checkpoints,
+    saving.opened(directory) as checkpoints,
     recorder_lib.opened(
-      run.workdir,
-      run.config,
-      run.experiment,
-      state,
-      record,
-      checkpoints.newest,
+      run.workdir, run.config, run.experiment, state, record
     ) as recorder,
   ):
     recorder.greet(resumed=bool(found))
-    state = _loop(run, state, checkpoints, recorder, resumed=bool(found))
+    newest = found.step if found else None
+    save = _Saver(checkpoints, recorder, lock, newest)
+    state = _loop(run, state, recorder, save)
     recorder.finish(run.experiment.evaluate(state.params, state.model_state))
 
 
@@ -116,55 +123,87 @@ def _is_finished(run: Run, step: int) -> bool:
   try:
     text = (run.workdir / workdir_lib.RESULTS).read_text(encoding='utf-8')
     return json.loads(text)['outer_step'] == step == run.num_outer_steps
-  except (OSError, ValueError, KeyError):
+  except (OSError, ValueError, KeyError, TypeError):
     return False
 
 
 def _loop(
   run: Run,
   state: state_lib.MetaTrainState,
-  checkpoints: checkpoint.Checkpoints,
   recorder: recorder_lib.Recorder,
-  *,
-  resumed: bool,
+  save: '_Saver',
 ) -> state_lib.MetaTrainState:
   """Chunk after chunk until the run is done or a signal came."""
   step = int(state.step)
-  saved = step if resumed else None  # the newest step that is on disk
   outer_steps = run.outer_steps()
   pace = _Pace(run)
   pending = None
-  while step < run.num_outer_steps and not run.stop:
-    count = pace.next_count(step)
-    state, chunk = outer_steps(state, np.int32(count))
-    end = step + count
-    evaluation = (
-      run.experiment.evaluate(state.params, state.model_state)
-      if end % run.config['eval_every'] == 0
-      else {}
-    )
-    if pending:  # while the device works on this chunk
-      pace.note(recorder.record(pending))
-    pending = recorder_lib.Pending(
-      first=step, chunk=chunk, evaluation=evaluation
-    )
-    step = end
-    if step % run.config['checkpoint_every'] == 0:
+  try:
+    while step < run.num_outer_steps and not run.stop:
+      count = pace.next_count(step)
+      state, chunk = outer_steps(state, np.int32(count))
+      end = step + count
+      evaluation = (
+        run.experiment.evaluate(state.params, state.model_state)
+        if end % run.config['eval_every'] == 0
+        else {}
+      )
+      if pending:  # while the device works on this chunk
+        pace.note(recorder.record(pending))
+      pending = recorder_lib.Pending(
+        first=step, chunk=chunk, evaluation=evaluation
+      )
+      step = end
+      if step % run.config['checkpoint_every'] == 0:
+        recorder.record(pending)
+        pending = None
+        save(state)
+    if pending:
       recorder.record(pending)
-      pending = None
-      checkpoints.save(state, recorder.flush())
-      saved = step
-  if pending:
-    recorder.record(pending)
-  if saved != step:
-    checkpoints.save(state, recorder.flush())
-  checkpoints.wait()
+  except errors.DivergedError as error:
+    # `state` is that before the step rejected, whatever was asked for since.
+    raise errors.DivergedError(
+      f'{error}; the last good checkpoint is '
+      f'{run.workdir / workdir_lib.STATE / str(save.last(state))}; lower '
+      f'inner.learning_rate or meta.learning_rate in a new --workdir='
+    ) from error
+  save.last(state)
   if run.stop and step < run.num_outer_steps:
     raise errors.Interrupted(
       f'{run.stop.name} at outer step {step}, state saved in {run.workdir}; '
       f'run the same command to go on'
     )
   return state
+
+
+class _Saver:
+  """Saves a state with the rows and events that lead to it, each step once."""
+
+  def __init__(
+    self,
+    checkpoints: saving.Checkpoints,
+    recorder: recorder_lib.Recorder,
+    lock: workdir_lib.Lock,
+    newest: int | None,
+  ):
+    self._checkpoints = checkpoints
+    self._recorder = recorder
+    self._lock = lock
+    self._newest = newest
+
+  def __call__(self, state: state_lib.MetaTrainState) -> None:
+    """Starts to save a state that is not there yet; waits for the device."""
+    step = int(state.step)
+    self._lock.check()
+    if step != self._newest:
+      self._checkpoints.save(state, self._recorder.flush())
+      self._newest = step
+
+  def last(self, state: state_lib.MetaTrainState) -> int:
+    """Saves a run's last state; returns its step when all is on the disk."""
+    self(state)
+    self._checkpoints.wait()
+    return int(state.step)
 
 
 class _Pace:

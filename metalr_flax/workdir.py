@@ -14,6 +14,7 @@ import os
 import pathlib
 import shlex
 import tempfile
+import time
 from typing import Any
 
 from absl import logging
@@ -29,6 +30,8 @@ SCHEDULE = 'schedule.json'
 STATE = 'state'
 PLOT = 'plots/learning_rate.png'
 _PROBE = '.probe'
+# Faults of the storage itself, no property of the path.
+_PASSING = (errno.EIO, errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.EINTR)
 
 
 def check_writable(path: pathlib.Path) -> None:
@@ -36,17 +39,21 @@ def check_writable(path: pathlib.Path) -> None:
 
   Raises:
     ConfigError: naming the directory and the system's reason.
+    OSError: where the storage does not answer.
   """
   existing = path
   while not os.path.lexists(existing) and existing != existing.parent:
     existing = existing.parent
   try:
+    str(path).encode()  # Orbax takes no other
     os.rmdir(tempfile.mkdtemp(prefix=_PROBE, dir=existing))
     missing = [existing / n for n in path.parts[len(existing.parts) :]]
     for name in (path, *missing):  # one may be too long, or hold a NUL
       with contextlib.suppress(FileNotFoundError):
         os.lstat(name)
   except (OSError, ValueError) as error:
+    if isinstance(error, OSError) and error.errno in _PASSING:
+      raise
     reason = error.strerror if isinstance(error, OSError) else error
     raise errors.ConfigError.of(
       'workdir',
@@ -56,8 +63,38 @@ def check_writable(path: pathlib.Path) -> None:
     ) from error
 
 
+class Lock:
+  """The lock of a workdir that is held, on the directory as it was then."""
+
+  def __init__(self, directory: int, path: pathlib.Path):
+    self._directory = directory
+    self._path = path
+
+  def check(self) -> None:
+    """Refuses to go on in a directory that is not the one locked.
+
+    Whoever removes a workdir and starts another run under its name would find
+    the first run's checkpoints among its own.
+
+    Raises:
+      StorageError: where the path leads elsewhere by now, or nowhere.
+    """
+    if not storage.retried(self._is_there, self._path):
+      raise errors.StorageError(
+        f'{self._path}: was removed or replaced while this run was writing in '
+        f'it; run the same command again to start anew'
+      )
+
+  def _is_there(self) -> bool:
+    try:
+      found = os.stat(self._path)
+    except (FileNotFoundError, NotADirectoryError):
+      return False
+    return os.path.samestat(os.fstat(self._directory), found)
+
+
 @contextlib.contextmanager
-def locked(path: pathlib.Path) -> Iterator[None]:
+def locked(path: pathlib.Path) -> Iterator[Lock]:
   """Holds the lock of an existing workdir.
 
   Raises:
@@ -66,14 +103,20 @@ def locked(path: pathlib.Path) -> Iterator[None]:
   directory = storage.retried(lambda: os.open(path, os.O_RDONLY), path)
   try:
     _lock(directory, path)
-    yield
+    lock = Lock(directory, path)
+    lock.check()  # it may have gone between the two steps
+    yield lock
   finally:
     os.close(directory)  # which also drops the lock
 
 
 def _lock(directory: int, path: pathlib.Path) -> None:
   try:
-    fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    try:
+      fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:  # somebody may only have looked, see _check_free
+      time.sleep(0.1)
+      fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
   except OSError as error:
     if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
       raise errors.WorkdirError(
@@ -88,17 +131,36 @@ def check(path: pathlib.Path, config: Mapping[str, Any], command: str) -> None:
 
   Raises:
     ConfigError: where it cannot be written.
-    WorkdirError: where it is not this run's.
+    WorkdirError: where it is not this run's, or in use.
     StorageError: where the storage does not answer.
   """
-  check_writable(path)
+  _check_temporary()
   try:
+    storage.retried(lambda: check_writable(path), path)
     storage.retried(lambda: check_config(path, config, command), path)
+    _check_free(path)
   except OSError as error:
     raise errors.StorageError(
       f'{error.filename or path}: {error.strerror or error}; mend the storage '
       f'and run the same command'
     ) from error
+
+
+def _check_temporary() -> None:
+  try:
+    tempfile.gettempdir()
+  except FileNotFoundError as error:  # chex and others could not be imported
+    raise errors.ConfigError(
+      'TMPDIR: no folder for temporary files can be written; name one with '
+      'TMPDIR='
+    ) from error
+
+
+def _check_free(path: pathlib.Path) -> None:
+  """Says at once, before anything is imported, that another run is there."""
+  if path.is_dir():
+    with locked(path):
+      pass
 
 
 def check_config(

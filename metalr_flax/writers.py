@@ -13,12 +13,14 @@ import io
 import itertools
 import os
 import pathlib
+import re
 import socket
 import sys
 import time
 import types
 from typing import Any
 
+from absl import logging
 import numpy as np
 from PIL import Image
 from tensorboard.compat.proto import event_pb2
@@ -36,6 +38,7 @@ from metalr_flax import storage
 
 _LEAF = 'clu.metric_writers.tf.summary_writer'
 _SWITCH = 'tensorboard.compat.notf'
+_PREFIX = 'events.out.tfevents.'
 _UNIQUE = itertools.count()
 
 
@@ -44,7 +47,8 @@ class SummaryWriter:
 
   def __init__(self, logdir: str, first: int = 0):
     now, process = time.time(), f'{socket.gethostname()}.{os.getpid()}'
-    name = f'events.out.tfevents.{int(now):010d}.{process}.{next(_UNIQUE)}'
+    place = max(int(now), 1 + _last_place(pathlib.Path(logdir)))
+    name = f'{_PREFIX}{place:010d}.{process}.{next(_UNIQUE)}'
     # TensorBoard's own file writer hangs for ever after a fault.
     self._file = storage.AppendFile(pathlib.Path(logdir) / name, 0)
     self._records = record_writer.RecordWriter(self._file)
@@ -159,10 +163,17 @@ def cut_events(workdir: pathlib.Path, sizes: Mapping[str, int]) -> None:
     workdir: the folder of the event files.
     sizes: bytes to keep of each by name; a file not named is removed.
   """
-  for path in _event_files(workdir):
+  for path in storage.retried(lambda: _event_files(workdir), workdir):
     storage.retried(
       functools.partial(_cut, path, sizes.get(path.name, 0)), path
     )
+  left = event_sizes(workdir)
+  for name, size in sizes.items():
+    if left.get(name, 0) < size:
+      logging.warning(
+        '%s: not as the checkpoint recorded; TensorBoard will miss what it '
+        'held, metrics.csv has it', workdir / name,
+      )  # fmt: skip
   storage.retried(lambda: storage.sync_directory(workdir), workdir)
 
 
@@ -183,7 +194,17 @@ def event_sizes(workdir: pathlib.Path) -> dict[str, int]:
 
 def _event_files(workdir: pathlib.Path) -> list[pathlib.Path]:
   names = storage.list_directory(workdir)
-  return [workdir / n for n in names if n.startswith('events.out.tfevents.')]
+  return [workdir / n for n in names if n.startswith(_PREFIX)]
+
+
+def _last_place(workdir: pathlib.Path) -> int:
+  """The number in the last event file's name, 0 where there is none.
+
+  Readers take the files in the order of their names, whose numbers are seconds:
+  a clock that was set back must not put what is new before what is old.
+  """
+  names = ' '.join(path.name for path in _event_files(workdir))
+  return max(map(int, re.findall(rf'{_PREFIX}(\d+)', names)), default=0)
 
 
 def make_writer(

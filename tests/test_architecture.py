@@ -24,7 +24,7 @@ LAYERS = [
   {'meta_gradient', 'online'},
   {'outer', 'tuner'},
   {'tuning', 'models', 'tasks', 'console', 'writers', 'checkpoint'},
-  {'lookup'},
+  {'lookup', 'saving'},
   {'build_optimizers'},
   {'build', 'report'},
   {'recorder', 'loading', 'finite_difference', 'arena'},

@@ -327,3 +327,65 @@ def test_empty_and_interrupted_workdirs_are_fine(tmp_path):
   check(tmp_path)
   (tmp_path / '.config.json.tmp').touch()  # killed while it was written
   check(tmp_path)
+
+
+def test_a_second_run_is_refused_before_jax_is_imported(tmp_path, without_jax):
+  workdir = tmp_path / 'run'
+  workdir.mkdir()
+  with workdir_lib.locked(workdir):
+    process = run([DEFAULT, '--workdir=run'], tmp_path, without_jax)
+  assert_refused(process, 3, ['workdir=run', 'in use by another run'])
+  assert not list(workdir.iterdir())
+
+
+def test_a_name_that_is_not_utf8_is_refused(tmp_path, without_jax):
+  process = run([DEFAULT, '--workdir=a\udcff'], tmp_path, without_jax)
+  assert_refused(process, 2, ['workdir=', "can't encode"])
+  assert not list(tmp_path.iterdir())
+
+
+def test_no_folder_for_temporary_files_is_told(monkeypatch, tmp_path):
+  """A container whose root is read-only."""
+
+  def fail():
+    raise FileNotFoundError('No usable temporary directory found')
+
+  monkeypatch.setattr(workdir_lib.tempfile, 'gettempdir', fail)
+  with pytest.raises(errors.ConfigError, match='name one with TMPDIR='):
+    workdir_lib.check(tmp_path / 'run', resolved(), 'again')
+
+
+def test_help_and_letters_that_stdout_does_not_take(tmp_path):
+  command = [sys.executable, '-m', 'metalr_flax.main']
+  with open('/dev/full', 'w') as full:
+    process = subprocess.run(
+      [*command, '--help'], stdout=full, stderr=subprocess.PIPE, cwd=ROOT
+    )
+  assert (process.returncode, process.stderr) == (0, b'')
+  process = subprocess.run(
+    [
+      *command,
+      DEFAULT,
+      f'--workdir={tmp_path}/é',
+      '--config.num_outer_steps=3',
+    ],
+    env={**os.environ, 'PYTHONIOENCODING': 'ascii'},
+    capture_output=True,
+    cwd=ROOT,
+    check=False,
+  )
+  assert process.returncode == 0, process.stderr
+  assert b'\\xe9' in process.stdout
+
+
+def test_without_jit_there_is_no_run(tmp_path):
+  process = subprocess.run(
+    [sys.executable, '-m', 'metalr_flax.main', DEFAULT, '--workdir=run'],
+    env={**os.environ, 'JAX_DISABLE_JIT': '1', 'PYTHONPATH': str(ROOT)},
+    capture_output=True,
+    text=True,
+    cwd=tmp_path,
+    check=False,
+  )
+  assert_refused(process, 2, ['JAX_DISABLE_JIT=1'])
+  assert not list(tmp_path.iterdir())

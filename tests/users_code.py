@@ -25,6 +25,36 @@ class Net(nnx.Module):
     return sum(head(h) for head in self.heads)[..., 0]
 
 
+class Named(nnx.Module):
+  """A weight of a name that the user chooses, beside others."""
+
+  def __init__(self, name, shape=(2,), *, rngs):
+    self.parts = nnx.Dict(
+      {
+        name: nnx.Param(jnp.ones(shape)),
+        'a': nnx.Dict({'b': nnx.Param(jnp.full(2, 3.0))}),
+      }
+    )
+
+  def __call__(self, x):
+    return x @ self.parts['a']['b'][...]
+
+
+class Weak(nnx.Module):
+  """Variables made of Python numbers, which JAX promotes otherwise."""
+
+  def __init__(self, *, rngs):
+    self.scale = nnx.Param(jnp.asarray(0.3))
+    self.shift = nnx.Variable(jnp.asarray(0.3))
+    self.mask = nnx.Variable(jnp.array([0.0, -jnp.inf]))
+    self.few = nnx.Variable(jnp.ones(3, jnp.int4))
+
+  def __call__(self, x):
+    half = jnp.bfloat16(1.1)
+    y = x[..., 0] + x[..., 1]
+    return y * (self.scale[...] * half) + self.shift[...] * half
+
+
 class Half(nnx.Module):
   """Weights in bfloat16."""
 

@@ -22,7 +22,7 @@ from metalr_flax import main
 from metalr_flax import report  # noqa: F401
 from metalr_flax import train  # noqa: F401
 
-ACTIONS = {'nothing': 0, 'kill': 1, 'torn': 2, 'fail': 3}
+ACTIONS = {'nothing': 0, 'kill': 1, 'torn': 2, 'fail': 3, 'signal': 4}
 
 
 def arm(fault):

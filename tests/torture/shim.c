@@ -2,7 +2,8 @@
 
    One fault is armed at a time: the `ordinal`-th operation of a kind (or any)
    on a path that matches a pattern kills the process, writes half and kills it,
-   or fails with an errno (once, or from then on). TensorStore's C++ writes and
+   fails with an errno (once, or from then on), or sends the process the signal
+   of that number and goes on. TensorStore's C++ writes and
    Python's go through here alike. Every operation counted can be logged. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -18,7 +19,7 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-enum { NOTHING, KILL, TORN, FAIL };
+enum { NOTHING, KILL, TORN, FAIL, SIGNAL };
 
 static volatile int armed, action, error_number, persistent;
 static long ordinal;
@@ -58,6 +59,10 @@ static int fault(const char *k, const char *path) {
   note_fired();
   if (action == KILL || (action == TORN && strcmp(k, "write")))
     kill(getpid(), SIGKILL);
+  if (action == SIGNAL) {
+    kill(getpid(), error_number);
+    return NOTHING;
+  }
   if (action == FAIL) errno = error_number;
   return action;
 }

@@ -1,6 +1,7 @@
 """Corruption is seen, and the newest intact step is restored."""
 
 import logging
+import os
 import random
 import re
 import shutil
@@ -13,6 +14,7 @@ from metalr_flax import build
 from metalr_flax import checkpoint
 from metalr_flax import errors
 from metalr_flax import manifest
+from metalr_flax import saving
 from metalr_flax import workdir as workdir_lib
 
 BLOCK = 256
@@ -100,7 +102,12 @@ def corrupt(draw, kind, state, step):
     chosen = draw.choice([path, path / 'state']) / draw.choice(
       ['junk', '.hidden', '8', 'a b', '_METADATA2', 'core.1']
     )
-    chosen.write_bytes(draw.randbytes(10))
+    draw.choice([
+      lambda: chosen.write_bytes(draw.randbytes(10)),
+      chosen.mkdir,
+      lambda: chosen.symlink_to(state),
+      lambda: chosen.symlink_to(path / 'nowhere'),
+    ])()  # fmt: skip
   return str(chosen.relative_to(path))
 
 
@@ -148,6 +155,40 @@ def test_corruptions_of_ten_kinds(saved, share, tmp_path, caplog):
       assert f'state/{step}: damaged (' in line
       assert re.search(re.escape(names[step]), line), (kind, names, line)
     shutil.rmtree(state)
+
+
+def test_a_pipe_in_a_files_place_is_seen_and_not_waited_for(saved, tmp_path):
+  """Whoever opens it waits until somebody writes."""
+  for name in ('_CHECKPOINT_METADATA', manifest.NAME):
+    state = tmp_path / name
+    shutil.copytree(saved[0] / 'state', state)
+    (state / '20' / name).unlink()
+    os.mkfifo(state / '20' / name)
+    assert checkpoint.find_newest(state, saved[1]).step == 16
+
+
+def test_what_a_run_removes_meanwhile_is_not_damaged(
+  saved, tmp_path, monkeypatch, caplog
+):
+  """A reader lists three steps; before it reads, the run has moved on."""
+  state = tmp_path / 'state'
+  shutil.copytree(saved[0] / 'state', state)
+  real = checkpoint._steps
+
+  def steps(directory):
+    monkeypatch.setattr(checkpoint, '_steps', real)
+    listed = real(directory)
+    with saving.opened(state) as checkpoints:
+      for step in range(21, 24):
+        new = saved[1].replace(step=jax.numpy.int32(step))
+        checkpoints.save(new, {})
+    assert not {*real(directory)} & {*listed}
+    return listed
+
+  monkeypatch.setattr(checkpoint, '_steps', steps)
+  assert checkpoint.find_newest(state, saved[1]).step == 23
+  warned = [r for r in caplog.records if r.levelno >= logging.WARNING]
+  assert not warned
 
 
 def test_no_false_alarm(saved, share, caplog):

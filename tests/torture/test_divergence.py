@@ -22,7 +22,11 @@ POINTS = ('loss', 'gradient', 'meta-gradient', 'eta')
 VALUES = (np.nan, np.inf, -np.inf)
 
 
-def _make(point, estimator):
+def _clipped_sgd(learning_rate):
+  return optax.chain(optax.clip(1.0), optax.sgd(learning_rate))
+
+
+def _make(point, estimator, factory='rmsprop'):
   """A quadratic that is not finite at `point` of outer step `bad`.
 
   The data state is (inner position, outer step that goes wrong, which value):
@@ -54,7 +58,7 @@ def _make(point, estimator):
     meta_loss_fn=functools.partial(loss_fn, held_out=True),
     next_batch=next_batch,
     next_meta_batch=next_batch,
-    tx=optimizers.make_injected('rmsprop', RATE, RATE),
+    tx=optimizers.make_injected(factory, RATE, RATE),
     bijections={'learning_rate': 'sigmoid'},
     unroll_length=UNROLL,
   )
@@ -106,12 +110,53 @@ def test_injected_values_end_the_run_at_their_step(point, kind, share):
   clean = {n: np.asarray(v) for n, v in run(start(0, 0), STEPS)[1].rows.items()}
   for trial in range(share(100)):
     bad = int(draw.integers(1, STEPS + 1))
-    _, chunk = run(start(bad, trial % 3), jnp.int32(STEPS))
+    which = trial % 3
+    state, chunk = run(start(bad, which), jnp.int32(STEPS))
     assert not chunk.finite
     assert int(chunk.count) == bad, (point, trial)
+    # The step is rejected as a whole: the state is that before it.
+    before, _ = run(start(bad, which), jnp.int32(bad - 1))
+    jax.tree.map(np.testing.assert_array_equal, state, before)
+    assert int(state.step) == bad - 1
     for name, row in chunk.rows.items():
       good = np.asarray(row)[: bad - 1]
       np.testing.assert_array_equal(good, clean[name][: bad - 1])
+
+
+@pytest.mark.parametrize('kind', meta_gradient.KINDS)
+@pytest.mark.parametrize('factory', ['sign_sgd', _clipped_sgd])
+def test_a_gradient_that_its_optimizer_hides_is_seen(factory, kind):
+  """The sign of infinity is 1: nothing else would tell."""
+  run, start = _make('gradient', meta_gradient.Estimator(kind=kind), factory)
+  bad = 9 if kind == 'none' else 7  # which takes no batch for an outer loss
+  for which in range(len(VALUES)):
+    state, chunk = run(start(7, which), jnp.int32(STEPS))
+    assert (int(chunk.count), bool(chunk.finite)) == (bad, False)
+    assert int(state.step) == bad - 1
+    assert not chunk.parts['metrics']
+
+
+def test_what_never_was_finite_and_a_users_metric_raise_no_alarm():
+  """A mask of -inf, a best loss so far; a perplexity that overflows."""
+  parts = {'mask': jnp.array([0.0, -jnp.inf]), 'best': jnp.array(jnp.inf)}
+
+  def step_fn(state):
+    best = jnp.where(state.step == 2, jnp.nan, jnp.float32(state.step))
+    new = {**state.model_state, 'best': best}
+    metrics = {'train/loss': jnp.zeros(()), 'train/ppl': jnp.array(jnp.inf)}
+    return state.replace(step=state.step + 1, model_state=new), metrics
+
+  _, start = _make('loss', meta_gradient.Estimator(kind='forward'))
+  state = start(0, 0).replace(model_state=parts)
+  state, chunk = outer.outer_steps(
+    state, jnp.int32(5), step_fn=step_fn, max_steps=5
+  )
+  # What was finite and is not any more is an alarm there too.
+  assert int(chunk.count) == 3
+  assert [name for name, fine in chunk.parts.items() if not fine] == [
+    'model_state'
+  ]
+  assert float(state.model_state['best']) == 1
 
 
 def test_without_them_there_is_no_alarm():
@@ -212,8 +257,22 @@ def test_a_diverged_run_names_the_step_eta_and_the_last_good_checkpoint(
   line = trial.text.strip().splitlines()[-1]
   assert f'the last good checkpoint is {workdir}/state/{step};' in line
   bad = int(line.split('outer step ')[1].split(':')[0])
-  assert step < bad
+  assert step == bad - 1, 'nothing that was good is lost'
   rows = harness.runs.rows(workdir)
   assert len(rows) == bad - 1
+  left = harness.digest(workdir), harness.events(workdir)
   again = servers.run(workdir, fields, config='default')
-  assert f'outer step {bad}: not finite' in again.text
+  harness.assert_one_line(again, 4, f'outer step {bad}: not finite')
+  assert harness.runs.rows(workdir) == rows
+  assert (harness.digest(workdir), harness.events(workdir)) == left
+
+
+def test_a_run_that_diverges_at_once_keeps_its_first_state(servers, tmp_path):
+  fields = {
+    'inner__optimizer': 'sgd',
+    'inner__learning_rate': 0.999999,
+    'meta__unroll_length': 100,
+  }
+  trial = servers.run(tmp_path / 'run', fields, config='default')
+  harness.assert_one_line(trial, 4, 'outer step 1: not finite', 'state/0;')
+  assert harness.digest(tmp_path / 'run')[0] == 0

@@ -3,9 +3,12 @@
 import random
 import shutil
 import signal
+import subprocess
+import sys
 import time
 
 import harness
+import pytest
 import runs
 
 
@@ -78,7 +81,7 @@ def test_signals_in_every_phase(servers, whole, secs, share, tmp_path):
         after=after,
         signal=harness.SIGNALS[number % 2],
         # Every fourth is followed by an impatient second one.
-        again=draw.uniform(0.0, 0.2) if number % 4 == 0 else None,
+        again=draw.uniform(0.0, 0.8) if number % 4 == 0 else None,
       )
       harness.assert_no_traceback(stopped)
       if number % 4:
@@ -93,6 +96,66 @@ def test_signals_in_every_phase(servers, whole, secs, share, tmp_path):
 
   count = share(60)
   servers.map(trial, [i * 60 // count + 1 for i in range(count)])
+
+
+def test_signals_at_file_operations(servers, whole, share, full, tmp_path):
+  """In the midst of steps, saves, evaluations and the exit, of 60 each way."""
+  found = harness.operations(servers, tmp_path)
+  count = share(60)
+  chosen = [found[i * len(found) // count] for i in range(count)]
+  stopped_at = []
+
+  def trial(item):
+    number, (kind, pattern, ordinal) = item
+    with harness.workdir(tmp_path, number) as workdir:
+      fault = {
+        'kind': kind,
+        'pattern': f'{workdir}{pattern}',
+        'ordinal': 1 if 'ocdbt' in pattern else ordinal,
+        'action': 'signal',
+        'errno': int(harness.SIGNALS[number % 2]),
+      }
+      stopped = servers.run(workdir, fault=fault)
+      assert stopped.fired, f'the signal was never sent: {stopped}'
+      if stopped.status:
+        harness.assert_one_line(stopped, 75, 'state saved in')
+        stopped_at.append(harness.digest(workdir)[0])
+      harness.finish(servers, workdir)
+      # A checkpoint where the run was stopped may be one of the newest three.
+      cut = stopped.status == 75
+      same = {k: v for k, v in whole.items() if k != 'kept' or not cut}
+      harness.assert_same(workdir, same)
+
+  servers.map(trial, enumerate(chosen))
+  if full:
+    assert len(set(stopped_at)) >= 5, f'too few phases: {stopped_at}'
+
+
+TWICE = """
+import os, signal, time
+from metalr_flax import interrupts
+stop = interrupts.StopRequest().install()
+os.kill(os.getpid(), signal.{name})
+os.kill(os.getpid(), signal.{name})
+print(stop.name, flush=True)
+time.sleep(0.5)
+os.kill(os.getpid(), signal.{name})
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize('number', harness.SIGNALS)
+def test_a_signal_delivered_twice_is_one(number):
+  """As `timeout` does: to the process, and to its group. A later one kills."""
+  process = subprocess.run(
+    [sys.executable, '-c', TWICE.format(name=number.name)],
+    env=runs.environment(),
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert process.stdout == f'{number.name}\n'
+  assert process.returncode == -number
 
 
 def test_signals_while_the_program_starts(share, tmp_path):

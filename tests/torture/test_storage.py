@@ -7,6 +7,7 @@ import pathlib
 import shutil
 import subprocess
 import threading
+import time
 
 import harness
 import jax
@@ -74,7 +75,8 @@ def test_faults_while_a_run_is_resumed(servers, whole, share, tmp_path):
       fault = {
         'kind': 'openread',
         'pattern': f'{workdir}/{"state/12/*" if number % 3 else "*"}',
-        'ordinal': 1 + number * 7 // 3 % 24,
+        # All of the first: some files are read more than once.
+        'ordinal': 1 + (number * 7 if number % 3 else number) // 3 % 24,
         'action': 'fail',
         'errno': ERRNOS[number // 2 % len(ERRNOS)],
         'persistent': number % 2 == 1,
@@ -82,6 +84,24 @@ def test_faults_while_a_run_is_resumed(servers, whole, share, tmp_path):
       run_with_fault(servers, workdir, whole, fault)
 
   servers.map(trial, range(share(60)))
+
+
+@pytest.mark.parametrize('persistent', [False, True])
+def test_a_fault_before_anything_is_imported(
+  servers, whole, tmp_path, persistent
+):
+  """Whether the workdir can be written is asked again, too."""
+  workdir = tmp_path / 'run'
+  harness.finish(servers, workdir, {'num_outer_steps': 12})
+  fault = {
+    'kind': 'mkdir',
+    'pattern': f'{workdir}/.probe*',
+    'ordinal': 1,
+    'action': 'fail',
+    'errno': errno.EIO,
+    'persistent': persistent,
+  }
+  run_with_fault(servers, workdir, whole, fault)
 
 
 @pytest.fixture
@@ -151,6 +171,24 @@ def test_races_for_one_workdir(servers, whole, share, tmp_path):
         refused = next(trial for trial in results if trial.status == 3)
         harness.assert_one_line(refused, 3, 'in use by another run')
       harness.assert_same(workdir, whole)
+
+
+def test_a_workdir_replaced_by_another_run_is_left_alone(
+  servers, whole, tmp_path
+):
+  """Whoever removes a workdir and starts anew may have forgotten the old run."""
+  workdir = tmp_path / 'run'
+  fields = {**harness.FIELDS, 'num_outer_steps': 10**6}
+  forgotten = runs.start(workdir, 'digits_mlp', **fields)
+  while not list(workdir.glob('state/[0-9]*')):
+    time.sleep(0.01)
+    assert forgotten.poll() is None
+  workdir.rename(tmp_path / 'away')
+  harness.finish(servers, workdir)
+  _, stderr = forgotten.communicate(timeout=120)
+  assert forgotten.returncode == 5, stderr
+  assert 'removed or replaced' in stderr.splitlines()[-1]
+  harness.assert_same(workdir, whole)
 
 
 def test_a_killed_runs_lock_does_not_block_and_readers_never_wait(
