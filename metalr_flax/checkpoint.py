@@ -5,7 +5,7 @@ on the disk: Orbax writes it under another name, `manifest` seals it, and it is
 renamed. A step without an intact manifest does not count.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import contextlib
 import functools
 import os
@@ -68,12 +68,18 @@ def find_newest(
     WorkdirError: where the newest intact one is of another structure.
     StorageError: where the storage does not answer.
   """
+  before = None
   while True:
     steps = storage.retried(lambda: _steps(directory), directory)
+    if steps == before:
+      raise errors.StorageError(
+        f'{directory}: lists checkpoints that are not there ({steps}); mend '
+        f'the storage and run the same command'
+      )
     try:
       return _newest_intact(directory, steps, template)
     except _GoneError:
-      continue  # the run that goes on there has saved newer ones
+      before = steps  # the run that goes on there has saved newer ones
 
 
 def _newest_intact(
@@ -145,9 +151,11 @@ def _read_if_there(
   try:
     return _read(path, template)
   except (manifest.DamagedError, OSError) as error:
-    if os.path.lexists(path):
-      raise
-    raise _GoneError from error
+    try:
+      os.lstat(path)
+    except FileNotFoundError:
+      raise _GoneError from error
+    raise
 
 
 def _read(path: pathlib.Path, template: state_lib.MetaTrainState) -> Found:
@@ -193,7 +201,10 @@ def _orbax_errors() -> Iterator[None]:
 
 
 def write(
-  path: pathlib.Path, state: state_lib.MetaTrainState, record: dict[str, Any]
+  path: pathlib.Path,
+  state: state_lib.MetaTrainState,
+  record: dict[str, Any],
+  check: Callable[[], None],
 ) -> None:
   """Writes a checkpoint: Orbax's files, the manifest, the name.
 
@@ -201,11 +212,13 @@ def write(
     path: its folder, `<directory>/<step>`.
     state: the state.
     record: JSON values to keep beside it.
+    check: raises where the folder must not be written to any more.
 
   Raises:
     OSError: it may be called again.
     DamagedError: where there is another one under that name.
   """
+  check()
   saving = path.with_name(f'.{path.name}.saving')
   if path.exists():  # a rename that worked and was answered with a fault
     if manifest.verify(path)['sha256'] != fingerprint.digest(state):
@@ -235,6 +248,7 @@ def write(
       'environment': fingerprint.environment(),
     },
   )
+  check()
   os.rename(saving, path)
 
 

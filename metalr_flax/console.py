@@ -55,10 +55,11 @@ def say(text: str) -> None:
 
   A run is not given up because nobody can read it any more.
   """
+  encoding = getattr(sys.stdout, 'encoding', None) or 'utf-8'
+  # A path may have letters that a terminal does not know.
+  text = text.encode(encoding, 'backslashreplace').decode(encoding)
   try:
     print(text, flush=True)
-  except UnicodeEncodeError as error:  # a path with letters of elsewhere
-    print(text.encode(error.encoding, 'backslashreplace').decode(), flush=True)
   except OSError as error:
     logging.warning('stdout: %s; going on without it', error)
     sys.stdout = open(os.devnull, 'w')  # noqa: SIM115

@@ -40,38 +40,39 @@ def describe(state: Any) -> dict[str, str]:
   }
 
 
-def check_savable(state: Any, config: Mapping[str, Any]) -> None:
-  """Refuses a state that Orbax could not save or would not give back.
+def check_savable(values: Any, config: Mapping[str, Any]) -> None:
+  """Refuses arrays that Orbax could not save or would not give back.
 
-  Orbax tells leaves apart by their path's parts joined with dots, others here
-  by slashes; it saves no empty array. Better to say so before a long run than
-  after it.
+  Orbax tells leaves apart by their paths with dots between the parts, we by
+  their paths with slashes. Better to say so before a long run than after it.
 
   Args:
-    state: `params`, `model_state` and `data_state`, or the whole state.
+    values: `params`, `model_state` and `data_state` of the first state.
     config: of the run, for the message.
 
   Raises:
     ConfigError: naming the variable.
   """
   seen = set()
-  for path, leaf in jax.tree_util.tree_leaves_with_path(state):
-    name = jax.tree_util.keystr(path, simple=True, separator='/')
-    part = 'task' if name.startswith('data_state') else 'model'
-    joined = name.replace('/', '.')
+  for path, leaf in jax.tree_util.tree_leaves_with_path(values):
+    names = [
+      jax.tree_util.keystr(path, simple=True, separator=s) for s in ('/', '.')
+    ]
+    twice = [name for i, name in enumerate(names) if (i, name) in seen]
     rule, remedy = '', ''
     if not np.size(leaf):
-      rule = (
-        f'{name} has no elements (shape {np.shape(leaf)}): Orbax saves none'
-      )
-      remedy = 'leave it out'
-    elif joined in seen:
-      rule = f'two of its variables would be saved as {joined}'
+      rule = f'{names[0]} has no elements (shape {np.shape(leaf)})'
+      remedy = 'leave it out: Orbax saves none such'
+    elif str(jnp.result_type(leaf)) == 'uint4':
+      rule, remedy = f'{names[0]} is uint4', 'take uint8: Orbax saves no uint4'
+    elif twice:
+      rule = f'two of its variables would be saved as {twice[0]}'
       remedy = 'give one of them another name'
     if rule:
+      part = 'task' if names[0].startswith('data_state') else 'model'
       owner = config[part]['name']
       raise errors.ConfigError.of(f'{part}.name', owner, rule, remedy)
-    seen.add(joined)
+    seen |= {*enumerate(names)}
 
 
 def environment() -> dict[str, str]:

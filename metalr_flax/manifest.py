@@ -6,10 +6,12 @@ written last: a directory without one was never finished.
 """
 
 from collections.abc import Mapping
+import errno
 import hashlib
 import json
 import os
 import pathlib
+import stat
 from typing import Any
 
 from metalr_flax import storage
@@ -76,14 +78,26 @@ def verify(directory: pathlib.Path) -> dict[str, Any]:
 
 
 def _hash(path: pathlib.Path) -> str | None:
-  if not path.is_file():  # a link to nowhere; a pipe, which nobody may fill
+  if not _is_file(path):
     return None
   with open(path, 'rb') as file:
     return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
+def _is_file(path: pathlib.Path) -> bool:
+  """False for a link to nowhere, and for a pipe, which nobody may fill."""
+  try:
+    return stat.S_ISREG(os.stat(path).st_mode)
+  except (FileNotFoundError, NotADirectoryError):
+    return False
+  except OSError as error:  # a fault of the storage is none of the file
+    if error.errno == errno.ELOOP:
+      return False
+    raise
+
+
 def _read(directory: pathlib.Path) -> dict[str, Any]:
-  if not (directory / NAME).is_file():
+  if not _is_file(directory / NAME):
     raise DamagedError(f'{NAME} is missing')
   raw = (directory / NAME).read_bytes()
   try:

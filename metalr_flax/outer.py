@@ -36,7 +36,8 @@ class Chunk(flax.struct.PyTreeNode, kw_only=True):
       finite where `finite` is False.
     finite: whether losses, gradients and state stayed finite; the step that
       made them otherwise was rejected.
-    parts: the same for `metrics` and for each field of the state in that step.
+    parts: the same for 'losses and gradients' and each field of the state in
+      that step.
   """
 
   rows: inner_lib.Metrics
@@ -47,6 +48,8 @@ class Chunk(flax.struct.PyTreeNode, kw_only=True):
 
 # Finite values beyond it are clipped: the square of 1e15 is within float32.
 MAX_META_GRAD = 1e15
+# A gradient that is not finite makes its loss NaN, see `inner.inner_step`.
+_MEASURED = 'losses and gradients'
 _WATCHED = ('train/loss', 'meta/loss', 'meta/grad_norm')
 _REVERSE = meta_gradient.Estimator()
 _Carry = tuple[state_lib.MetaTrainState, Chunk]
@@ -194,7 +197,7 @@ def outer_steps(
     _, chunk = carry
     return (chunk.count < num_steps) & chunk.finite
 
-  names = ['metrics', *(field.name for field in dataclasses.fields(state))]
+  names = [_MEASURED, *(field.name for field in dataclasses.fields(state))]
   chunk = Chunk(
     rows=rows,
     count=jnp.zeros((), jnp.int32),
@@ -211,15 +214,15 @@ def _finite_parts(
 ) -> dict[str, jax.Array]:
   """Which parts of a step's outcome are finite, bool scalars.
 
-  A user's own metrics may be what they like, and a state may hold what never
-  was finite, a mask of -inf for one.
+  A user's own metrics may be what they like, and a state may hold what was not
+  finite before the step, a mask of -inf for one.
   """
   watched = {
     name: value
     for name, value in metrics.items()
     if name in _WATCHED or name.startswith('hyperparams/')
   }
-  parts = {'metrics': inner_lib.all_finite(watched)}
+  parts = {_MEASURED: inner_lib.all_finite(watched)}
   for field in dataclasses.fields(new):
     kept = jax.tree.map(_still_finite, *(getattr(s, field.name)
                                          for s in (new, old)))  # fmt: skip

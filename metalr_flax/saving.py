@@ -1,6 +1,6 @@
 """Saves in the background: one checkpoint at a time, the newest kept."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 import concurrent.futures
 import contextlib
 import pathlib
@@ -17,9 +17,16 @@ from metalr_flax import storage
 
 
 @contextlib.contextmanager
-def opened(directory: pathlib.Path) -> Iterator['Checkpoints']:
-  """Checkpoints in a directory; the last save is finished at the end."""
-  checkpoints = Checkpoints(directory)
+def opened(
+  directory: pathlib.Path, check: Callable[[], None] = lambda: None
+) -> Iterator['Checkpoints']:
+  """Checkpoints in a directory; the last save is finished at the end.
+
+  Args:
+    directory: where they are.
+    check: raises a MetalrError where it must not be written to any more.
+  """
+  checkpoints = Checkpoints(directory, check)
   try:
     yield checkpoints
     checkpoints.wait()
@@ -30,7 +37,8 @@ def opened(directory: pathlib.Path) -> Iterator['Checkpoints']:
 class Checkpoints:
   """Writes checkpoints `<directory>/<step>/` and keeps the newest 3."""
 
-  def __init__(self, directory: pathlib.Path):
+  def __init__(self, directory: pathlib.Path, check: Callable[[], None]):
+    self._check = check
     self._directory = directory.absolute()
     self._pool = concurrent.futures.ThreadPoolExecutor(max_workers=1)
     self._saving: concurrent.futures.Future | None = None
@@ -72,10 +80,13 @@ class Checkpoints:
   ) -> None:
     path = self._directory / str(int(state.step))
     try:
-      storage.retried(lambda: checkpoint.write(path, state, record), path)
+      storage.retried(
+        lambda: checkpoint.write(path, state, record, self._check), path
+      )
     except (OSError, manifest.DamagedError) as error:
       raise errors.StorageError(
         f'{path}: cannot be saved ({checkpoint.reason(error)}); what was saved '
         f'before is intact: mend the storage and run the same command'
       ) from error
+    self._check()
     storage.retried(lambda: checkpoint.settle(self._directory), self._directory)

@@ -107,15 +107,16 @@ def _run_locked(
   if found:
     state, record = found.state, found.record
   with (
-    saving.opened(directory) as checkpoints,
+    saving.opened(directory, lock.check) as checkpoints,
     recorder_lib.opened(
       run.workdir, run.config, run.experiment, state, record
     ) as recorder,
   ):
     recorder.greet(resumed=bool(found))
     newest = found.step if found else None
-    save = _Saver(checkpoints, recorder, lock, newest)
+    save = _Saver(checkpoints, recorder, newest)
     state = _loop(run, state, recorder, save)
+    lock.check()
     recorder.finish(run.experiment.evaluate(state.params, state.model_state))
 
 
@@ -162,9 +163,12 @@ def _loop(
       recorder.record(pending)
   except errors.DivergedError as error:
     # `state` is that before the step rejected, whatever was asked for since.
+    try:
+      good = run.workdir / workdir_lib.STATE / str(save.last(state))
+    except errors.StorageError as storage_error:
+      raise errors.StorageError(f'{error}; and {storage_error}') from error
     raise errors.DivergedError(
-      f'{error}; the last good checkpoint is '
-      f'{run.workdir / workdir_lib.STATE / str(save.last(state))}; lower '
+      f'{error}; the last good checkpoint is {good}; lower '
       f'inner.learning_rate or meta.learning_rate in a new --workdir='
     ) from error
   save.last(state)
@@ -183,18 +187,15 @@ class _Saver:
     self,
     checkpoints: saving.Checkpoints,
     recorder: recorder_lib.Recorder,
-    lock: workdir_lib.Lock,
     newest: int | None,
   ):
     self._checkpoints = checkpoints
     self._recorder = recorder
-    self._lock = lock
     self._newest = newest
 
   def __call__(self, state: state_lib.MetaTrainState) -> None:
     """Starts to save a state that is not there yet; waits for the device."""
     step = int(state.step)
-    self._lock.check()
     if step != self._newest:
       self._checkpoints.save(state, self._recorder.flush())
       self._newest = step

@@ -30,8 +30,11 @@ SCHEDULE = 'schedule.json'
 STATE = 'state'
 PLOT = 'plots/learning_rate.png'
 _PROBE = '.probe'
-# Faults of the storage itself, no property of the path.
-_PASSING = (errno.EIO, errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.EINTR)
+# Faults of the storage itself, no property of the path: they may pass.
+_PASSING = (
+  errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE,
+  errno.ENFILE, errno.ESTALE, errno.EINTR, errno.ETIMEDOUT, errno.ENOMEM,
+)  # fmt: skip
 
 
 def check_writable(path: pathlib.Path) -> None:
@@ -55,12 +58,16 @@ def check_writable(path: pathlib.Path) -> None:
     if isinstance(error, OSError) and error.errno in _PASSING:
       raise
     reason = error.strerror if isinstance(error, OSError) else error
-    raise errors.ConfigError.of(
-      'workdir',
-      path,
-      f'cannot be written ({existing}: {reason})',
-      'choose another --workdir=',
-    ) from error
+    raise _unwritable(path, f'{existing}: {reason}') from error
+
+
+def _unwritable(path: pathlib.Path, reason: str) -> errors.ConfigError:
+  return errors.ConfigError.of(
+    'workdir',
+    path,
+    f'cannot be written ({reason})',
+    'choose another --workdir=',
+  )
 
 
 class Lock:
@@ -81,8 +88,8 @@ class Lock:
     """
     if not storage.retried(self._is_there, self._path):
       raise errors.StorageError(
-        f'{self._path}: was removed or replaced while this run was writing in '
-        f'it; run the same command again to start anew'
+        f'{self._path}: was removed or replaced under this run; run the same '
+        f'command again to start anew'
       )
 
   def _is_there(self) -> bool:
@@ -132,7 +139,7 @@ def check(path: pathlib.Path, config: Mapping[str, Any], command: str) -> None:
   Raises:
     ConfigError: where it cannot be written.
     WorkdirError: where it is not this run's, or in use.
-    StorageError: where the storage does not answer.
+    StorageError: where a run is there and the storage does not answer.
   """
   _check_temporary()
   try:
@@ -140,6 +147,8 @@ def check(path: pathlib.Path, config: Mapping[str, Any], command: str) -> None:
     storage.retried(lambda: check_config(path, config, command), path)
     _check_free(path)
   except OSError as error:
+    if not os.path.lexists(path / CONFIG):  # no run is there yet
+      raise _unwritable(path, error.strerror or str(error)) from error
     raise errors.StorageError(
       f'{error.filename or path}: {error.strerror or error}; mend the storage '
       f'and run the same command'

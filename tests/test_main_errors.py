@@ -6,15 +6,18 @@ on the path.
 """
 
 import concurrent.futures
+import io
 import os
 import pathlib
 import shlex
 import subprocess
 import sys
+import time
 
 import pytest
 
 from metalr_flax import cli
+from metalr_flax import console
 from metalr_flax import errors
 from metalr_flax import storage
 from metalr_flax import workdir as workdir_lib
@@ -338,6 +341,15 @@ def test_a_second_run_is_refused_before_jax_is_imported(tmp_path, without_jax):
   assert not list(workdir.iterdir())
 
 
+def test_one_who_only_looks_does_not_keep_a_run_out(tmp_path):
+  """Another command asks whether the workdir is free just as a run starts."""
+  with concurrent.futures.ThreadPoolExecutor(1) as pool:
+    with workdir_lib.locked(tmp_path):
+      starting = pool.submit(workdir_lib.check, tmp_path, resolved(), 'again')
+      time.sleep(0.05)
+    starting.result()
+
+
 def test_a_name_that_is_not_utf8_is_refused(tmp_path, without_jax):
   process = run([DEFAULT, '--workdir=a\udcff'], tmp_path, without_jax)
   assert_refused(process, 2, ['workdir=', "can't encode"])
@@ -376,6 +388,15 @@ def test_help_and_letters_that_stdout_does_not_take(tmp_path):
   )
   assert process.returncode == 0, process.stderr
   assert b'\\xe9' in process.stdout
+
+
+@pytest.mark.parametrize('encoding', ['ascii', 'latin-1', 'utf-8'])
+def test_letters_that_a_terminal_does_not_know(encoding, monkeypatch):
+  stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+  monkeypatch.setattr(sys, 'stdout', stream)
+  console.say('é→')
+  shown = {'ascii': '\\xe9\\u2192', 'latin-1': 'é\\u2192', 'utf-8': 'é→'}
+  assert stream.buffer.getvalue().decode(encoding) == shown[encoding] + '\n'
 
 
 def test_without_jit_there_is_no_run(tmp_path):

@@ -119,13 +119,13 @@ def test_what_a_kill_left_of_the_rows_can_be_loaded(tmp_path):
 def test_damaged_rows_are_seen_and_nothing_is_changed(tmp_path, damage):
   runs.run_here(tmp_path, num_outer_steps=20)
   damage(tmp_path / 'metrics.csv')
-  before = {p: p.read_bytes() for p in tmp_path.rglob('*.*') if p.is_file()}
+  before = {p: p.read_bytes() for p in tmp_path.rglob('*') if p.is_file()}
   with pytest.raises(errors.WorkdirError, match=r'metrics\.csv: its first'):
     metalr_flax.load(tmp_path)
   with pytest.raises(errors.WorkdirError, match='put the file back'):
     runs.run_here(tmp_path, num_outer_steps=30)
   assert before == {
-    p: p.read_bytes() for p in tmp_path.rglob('*.*') if p.is_file()
+    p: p.read_bytes() for p in tmp_path.rglob('*') if p.is_file()
   }
 
 

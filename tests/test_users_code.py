@@ -234,7 +234,7 @@ def test_weak_types_masks_and_small_integers_resume_bit_exactly(tmp_path):
     ),
     (
       {'name': 'a/b'},
-      'two of its variables would be saved as params.parts.a.b',
+      'two of its variables would be saved as params/parts/a/b',
     ),
     ({'name': 'c', 'shape': (0, 3)}, 'params/parts/c has no elements'),
   ],

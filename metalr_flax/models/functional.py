@@ -111,9 +111,7 @@ def _view(module: nnx.Module, **modes: bool) -> nnx.Module:
 
 def _define(module: nnx.Module) -> Definition:
   graphdef, params, rest = _split(module)
-  abstract = jax.tree.map(
-    lambda leaf: jax.typeof(leaf).update(weak_type=False), (params, rest)
-  )
+  abstract = jax.tree.map(jax.typeof, (params, rest))
   return Definition(graphdef=graphdef, params=abstract[0], rest=abstract[1])
 
 

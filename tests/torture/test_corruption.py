@@ -1,5 +1,6 @@
 """Corruption is seen, and the newest intact step is restored."""
 
+import errno
 import logging
 import os
 import random
@@ -15,6 +16,7 @@ from metalr_flax import checkpoint
 from metalr_flax import errors
 from metalr_flax import manifest
 from metalr_flax import saving
+from metalr_flax import storage
 from metalr_flax import workdir as workdir_lib
 
 BLOCK = 256
@@ -189,6 +191,38 @@ def test_what_a_run_removes_meanwhile_is_not_damaged(
   assert checkpoint.find_newest(state, saved[1]).step == 23
   warned = [r for r in caplog.records if r.levelno >= logging.WARNING]
   assert not warned
+
+
+def test_storage_that_does_not_answer_is_not_taken_for_gone(
+  saved, tmp_path, monkeypatch
+):
+  """Names can be listed and nothing else: no endless search."""
+  state = tmp_path / 'state'
+  shutil.copytree(saved[0] / 'state', state)
+  monkeypatch.setattr(storage, 'RETRY_SECS', (0.0,))
+
+  def fail(path, *args, **kwargs):
+    raise OSError(errno.EIO, 'Input/output error')
+
+  with monkeypatch.context() as broken:
+    broken.setattr(os, 'stat', fail)
+    broken.setattr(os, 'lstat', fail)
+    with pytest.raises(errors.StorageError, match='state/20: cannot be read'):
+      checkpoint.find_newest(state, saved[1])
+  monkeypatch.setattr(checkpoint, '_steps', lambda directory: [24])
+  with pytest.raises(errors.StorageError, match='that are not there'):
+    checkpoint.find_newest(state, saved[1])
+
+
+def test_a_step_of_another_run_is_not_taken_for_saved(saved, tmp_path):
+  with saving.opened(tmp_path) as checkpoints:
+    checkpoints.save(saved[1], {})
+  other = saved[1].replace(eta=jax.tree.map(lambda e: e + 1, saved[1].eta))
+  with (
+    pytest.raises(errors.StorageError, match='another run saved this step'),
+    saving.opened(tmp_path) as checkpoints,
+  ):
+    checkpoints.save(other, {})
 
 
 def test_no_false_alarm(saved, share, caplog):

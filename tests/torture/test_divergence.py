@@ -133,7 +133,7 @@ def test_a_gradient_that_its_optimizer_hides_is_seen(factory, kind):
     state, chunk = run(start(7, which), jnp.int32(STEPS))
     assert (int(chunk.count), bool(chunk.finite)) == (bad, False)
     assert int(state.step) == bad - 1
-    assert not chunk.parts['metrics']
+    assert not chunk.parts['losses and gradients']
 
 
 def test_what_never_was_finite_and_a_users_metric_raise_no_alarm():
@@ -265,6 +265,13 @@ def test_a_diverged_run_names_the_step_eta_and_the_last_good_checkpoint(
   harness.assert_one_line(again, 4, f'outer step {bad}: not finite')
   assert harness.runs.rows(workdir) == rows
   assert (harness.digest(workdir), harness.events(workdir)) == left
+  # An evaluation belongs to the end of its chunk, which was not reached.
+  ends_after = {**fields, 'eval_every': bad + 1, 'checkpoint_every': 400}
+  trial = servers.run(tmp_path / 'other', ends_after, config='default')
+  harness.assert_one_line(trial, 4, f'outer step {bad}: not finite')
+  rows = harness.runs.rows(tmp_path / 'other')
+  assert len(rows) == bad - 1
+  assert not any(row['eval/loss'] for row in rows)
 
 
 def test_a_run_that_diverges_at_once_keeps_its_first_state(servers, tmp_path):

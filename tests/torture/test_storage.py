@@ -16,7 +16,9 @@ import pytest
 import runs
 
 import metalr_flax
+from metalr_flax import checkpoint
 from metalr_flax import errors
+from metalr_flax import saving
 from metalr_flax import workdir as workdir_lib
 
 ERRNOS = (errno.EIO, errno.ENOSPC, errno.EROFS, errno.EMFILE)
@@ -86,9 +88,12 @@ def test_faults_while_a_run_is_resumed(servers, whole, share, tmp_path):
   servers.map(trial, range(share(60)))
 
 
-@pytest.mark.parametrize('persistent', [False, True])
+@pytest.mark.parametrize(
+  ('number', 'persistent'),
+  [(errno.EIO, False), (errno.ENOSPC, True), (errno.EROFS, True)],
+)
 def test_a_fault_before_anything_is_imported(
-  servers, whole, tmp_path, persistent
+  servers, whole, tmp_path, number, persistent
 ):
   """Whether the workdir can be written is asked again, too."""
   workdir = tmp_path / 'run'
@@ -98,10 +103,14 @@ def test_a_fault_before_anything_is_imported(
     'pattern': f'{workdir}/.probe*',
     'ordinal': 1,
     'action': 'fail',
-    'errno': errno.EIO,
+    'errno': number,
     'persistent': persistent,
   }
   run_with_fault(servers, workdir, whole, fault)
+  if persistent:  # where no run is yet, another folder is as good
+    fault['pattern'] = f'{tmp_path}/.probe*'
+    trial = servers.run(tmp_path / 'new', fault=fault)
+    harness.assert_one_line(trial, 2, 'workdir=', 'choose another')
 
 
 @pytest.fixture
@@ -180,15 +189,57 @@ def test_a_workdir_replaced_by_another_run_is_left_alone(
   workdir = tmp_path / 'run'
   fields = {**harness.FIELDS, 'num_outer_steps': 10**6}
   forgotten = runs.start(workdir, 'digits_mlp', **fields)
-  while not list(workdir.glob('state/[0-9]*')):
-    time.sleep(0.01)
-    assert forgotten.poll() is None
-  workdir.rename(tmp_path / 'away')
-  harness.finish(servers, workdir)
-  _, stderr = forgotten.communicate(timeout=120)
+  try:
+    while not list(workdir.glob('state/[0-9]*')):
+      time.sleep(0.01)
+      assert forgotten.poll() is None
+    workdir.rename(tmp_path / 'away')
+    harness.finish(servers, workdir)
+    _, stderr = forgotten.communicate(timeout=60)
+  finally:
+    forgotten.kill()
   assert forgotten.returncode == 5, stderr
   assert 'removed or replaced' in stderr.splitlines()[-1]
   harness.assert_same(workdir, whole)
+
+
+@pytest.mark.parametrize('kind', ['mkdir', 'rename'])
+def test_a_workdir_replaced_during_a_save_is_left_alone(
+  saved_state, tmp_path, monkeypatch, kind
+):
+  """At the save's beginning and at its end, where it takes its name."""
+  workdir, away = tmp_path / 'run', tmp_path / 'away'
+  state = workdir / workdir_lib.STATE
+  state.mkdir(parents=True)
+
+  def replace():
+    monkeypatch.undo()
+    workdir.rename(away)
+    workdir.mkdir()
+
+  seal = checkpoint.manifest.seal
+  if kind == 'rename':
+    monkeypatch.setattr(
+      checkpoint.manifest, 'seal', lambda *a: (seal(*a), replace())
+    )
+
+  def save(check):
+    with saving.opened(state, check) as checkpoints:
+      if kind == 'mkdir':
+        replace()
+      checkpoints.save(saved_state, {})
+
+  with workdir_lib.locked(workdir) as lock:
+    with pytest.raises(errors.StorageError, match='removed or replaced'):
+      save(lock.check)
+    assert not list(workdir.iterdir())
+
+
+@pytest.fixture(scope='module')
+def saved_state():
+  config = runs.cli.parse('m', runs.command('x'), '').config
+  with runs.build.randomness(config):
+    return runs.build.build(config).init_state()
 
 
 def test_a_killed_runs_lock_does_not_block_and_readers_never_wait(
