@@ -12,7 +12,6 @@ import pathlib
 import shlex
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -341,13 +340,14 @@ def test_a_second_run_is_refused_before_jax_is_imported(tmp_path, without_jax):
   assert not list(workdir.iterdir())
 
 
-def test_one_who_only_looks_does_not_keep_a_run_out(tmp_path):
+def test_one_who_only_looks_does_not_keep_a_run_out(tmp_path, monkeypatch):
   """Another command asks whether the workdir is free just as a run starts."""
-  with concurrent.futures.ThreadPoolExecutor(1) as pool:
-    with workdir_lib.locked(tmp_path):
-      starting = pool.submit(workdir_lib.check, tmp_path, resolved(), 'again')
-      time.sleep(0.05)
-    starting.result()
+  looking = workdir_lib.locked(tmp_path)
+  looking.__enter__()
+  monkeypatch.setattr(
+    workdir_lib.time, 'sleep', lambda _: looking.__exit__(None, None, None)
+  )
+  workdir_lib.check(tmp_path, resolved(), 'again')
 
 
 def test_a_name_that_is_not_utf8_is_refused(tmp_path, without_jax):
