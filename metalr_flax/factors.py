@@ -1,6 +1,6 @@
 """Hyperparameters as what the user set times a learned factor, exp(eta)."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -11,9 +11,45 @@ from metalr_flax import optimizers
 
 PyTree = Any
 KINDS = ('log', 'one_minus_log')
+# What optax calls its decay rates.
+DECAY_RATES = frozenset(
+  {'b1', 'b2', 'b3', 'beta', 'decay', 'decay_rate', 'momentum', 'rho'}
+)
 LEAST = 1e-6  # of 1 minus a decay rate
 # By name; by group label below it where there are groups.
 Values = dict[str, Any]
+
+
+def with_kinds(
+  learned: Mapping[str, str] | Iterable[str] | None,
+) -> dict[str, str]:
+  """Hyperparameters to learn, each with its kind.
+
+  Args:
+    learned: kinds by name; or names alone, of which those that optax gives to
+      decay rates get 'one_minus_log' and all others 'log'; or None for the
+      learning rate.
+
+  Raises:
+    ValueError: where it is neither, or there is no such kind.
+  """
+  if learned is None:
+    learned = ['learning_rate']
+  listed = isinstance(learned, Iterable) and not isinstance(learned, str)
+  names = list(learned) if listed else []
+  if not listed or not all(isinstance(name, str) for name in names):
+    raise ValueError(
+      f"self_tuning: learned={learned!r}: must be names, e.g. ['learning_rate']"
+      f", or kinds by name, e.g. {{'learning_rate': 'log'}}"
+    )
+  if not isinstance(learned, Mapping):
+    return {name: KINDS[name in DECAY_RATES] for name in names}
+  for name, kind in learned.items():
+    if kind not in KINDS:
+      raise ValueError(
+        f'self_tuning: learned[{name!r}]={kind!r}: must be one of {KINDS}'
+      )
+  return dict(learned)
 
 
 def find_base(
@@ -58,7 +94,7 @@ def expand_labels(labels: Any, params: PyTree) -> PyTree | None:
   except ValueError as error:
     raise ValueError(
       f"self_tuning: labels: must be a tree of params' structure, or a "
-      f'function that makes one of them ({error})'
+      f'function that makes one of them ({str(error).splitlines()[0]})'
     ) from error
 
 

@@ -1,10 +1,15 @@
-"""Runs a function operation by operation, some of them exchanged for others."""
+"""Functions as the operations that they trace to.
+
+One runs them with some operations exchanged for others, one finds which inputs
+each output depends on.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 from jax.extend import core
+import jax.numpy as jnp
 
 # (equation, arguments) -> its outputs, or None to leave it as it is.
 Rule = Callable[[Any, list[Any]], Sequence[Any] | None]
@@ -34,6 +39,51 @@ def with_rule(
     return jax.tree.unflatten(jax.tree.structure(shape), leaves)
 
   return replayed
+
+
+def find_reached(
+  closed: core.ClosedJaxpr, marks: Sequence[frozenset]
+) -> list[frozenset]:
+  """The marks of the inputs that each output's value can move smoothly with.
+
+  A path through a boolean or an integer counts for none (whether an update is
+  finite decides on all groups alike). Of a loop every output counts as reached
+  by every input.
+
+  Args:
+    closed: a traced function, as `jax.make_jaxpr` gives it.
+    marks: a set for each input.
+
+  Returns:
+    A set for each output: the union of those that reach it.
+  """
+  return _spread(closed.jaxpr, marks)
+
+
+def _spread(jaxpr: Any, marks: Sequence[frozenset]) -> list[frozenset]:
+  reached = dict(zip(jaxpr.invars, marks, strict=True))
+
+  def read(atom: Any) -> frozenset:
+    known = not isinstance(atom, core.Literal)
+    return reached.get(atom, frozenset()) if known else frozenset()
+
+  for eqn in jaxpr.eqns:
+    outs = _spread_through(eqn, [read(v) for v in eqn.invars])
+    for var, found in zip(eqn.outvars, outs, strict=True):
+      smooth = jnp.issubdtype(var.aval.dtype, jnp.inexact)
+      reached[var] = found if smooth else frozenset()
+  return [read(v) for v in jaxpr.outvars]
+
+
+def _spread_through(eqn: Any, marks: list[frozenset]) -> list[frozenset]:
+  name, params = eqn.primitive.name, eqn.params
+  if name in _CALLS:
+    inner = params.get('jaxpr', params.get('call_jaxpr'))
+    return _spread(inner.jaxpr, marks)
+  if name == 'cond':
+    branches = [_spread(b.jaxpr, marks[1:]) for b in params['branches']]
+    return [frozenset().union(*outs) for outs in zip(*branches, strict=True)]
+  return [frozenset().union(*marks)] * len(eqn.outvars)
 
 
 def _evaluate(

@@ -6,7 +6,7 @@ Arguments that are not learned stay static: with all of them injected, Adam
 drifts from plain Adam by rounding (optax computes `1 - b2` in float32 then).
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 import inspect
 from typing import Any
 
@@ -119,18 +119,45 @@ def find_hyperparams(
     label: only those of this group.
   """
   found: dict[str, Any] = {}
-  for path, node in jax.tree_util.tree_leaves_with_path(
-    opt_state, is_leaf=_is_injected
-  ):
-    ours = label is None or any(getattr(k, 'key', None) == label for k in path)
-    if ours and _is_injected(node):
-      scheduled = getattr(node, 'hyperparams_states', {})
-      found |= {
-        name: value
-        for name, value in node.hyperparams.items()
-        if name not in scheduled
-      }
+  for path, node in find_injected(opt_state):
+    if label is None or group_of(path, {label}) == label:
+      found |= numbers(node)
   return found
+
+
+def find_injected(opt_state: optax.OptState) -> list[tuple[tuple, Any]]:
+  """The states of `optax.inject_hyperparams` in a state, each with its path."""
+  leaves = jax.tree_util.tree_leaves_with_path(opt_state, is_leaf=_is_injected)
+  return [(path, node) for path, node in leaves if _is_injected(node)]
+
+
+def numbers(node: Any) -> dict[str, Any]:
+  """An injected state's hyperparameters that are no schedules, by name."""
+  return {
+    name: value
+    for name, value in node.hyperparams.items()
+    if name not in scheduled(node)
+  }
+
+
+def scheduled(node: Any) -> Collection[str]:
+  """The names of an injected state's hyperparameters that are schedules."""
+  return getattr(node, 'hyperparams_states', {})
+
+
+def group_of(path: tuple, labels: Collection[str]) -> str | None:
+  """The first of the labels that a path in a state leads through."""
+  keys = (getattr(key, 'key', None) for key in path)
+  return next((key for key in keys if key in labels), None)
+
+
+def gradients_like(params: PyTree) -> PyTree:
+  """A tree with the structure, shapes and dtypes that gradients have.
+
+  That of params, except with `optax.lookahead`: its gradients are taken at the
+  fast parameters alone.
+  """
+  return params.fast if isinstance(params, optax.LookaheadParams) else params
 
 
 def init_state(
@@ -143,9 +170,9 @@ def init_state(
   """
 
   def update(opt_state: optax.OptState) -> optax.OptState:
-    return tx.update(params, opt_state, params)[1]
+    return tx.update(gradients_like(params), opt_state, params)[1]
 
-  opt_state = tx.init(params)
+  opt_state = jax.tree.map(jnp.asarray, tx.init(params))
   settled = jax.eval_shape(update, jax.eval_shape(update, opt_state))
   return jax.tree.map(
     # A key of noisy_sgd's has no other type.
@@ -163,5 +190,5 @@ def _of_group(value: Any, path: tuple, own: Any) -> Any:
   """A hyperparameter's value for the optimizer at `path` of the state."""
   if not isinstance(value, Mapping):
     return value
-  labels = [k.key for k in path if getattr(k, 'key', None) in value]
-  return value[labels[0]] if labels else own  # a group that nobody is in
+  label = group_of(path, value)
+  return own if label is None else value[label]  # a group that nobody is in

@@ -20,6 +20,7 @@ import optax
 from metalr_flax import factors
 from metalr_flax import forward
 from metalr_flax import guard as guard_lib
+from metalr_flax import injected
 from metalr_flax import inner as inner_lib
 from metalr_flax import online
 from metalr_flax import optimizers
@@ -77,6 +78,7 @@ class Tuner:
   def init(self, params: PyTree) -> SelfTuningState:
     """The state before the first update."""
     labels = self._labels(params)
+    injected.check(self.inner_tx, params, self.learned, labels)
     opt_state = optimizers.init_state(self.inner_tx, params)
     base = factors.find_base(opt_state, self.learned, labels)
     eta = jax.tree.map(lambda _: jnp.zeros((), jnp.float32), base)

@@ -1,6 +1,6 @@
 """The drop-in: an optax transformation that tunes itself while it trains."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -17,7 +17,7 @@ PLAIN_DISCOUNT = 0.99
 def self_tuning(
   inner_tx: optax.GradientTransformation,
   *,
-  learned: Mapping[str, str] | None = None,
+  learned: Mapping[str, str] | Iterable[str] | None = None,
   labels: PyTree | Callable[[PyTree], PyTree] | None = None,
   meta_tx: optax.GradientTransformation | None = None,
   discount: float | None = None,
@@ -48,7 +48,9 @@ def self_tuning(
     inner_tx: made by `optax.inject_hyperparams`; also inside a chain or mask.
     learned: hyperparameters by name, each 'log' (positive; its logarithm is
       learned) or 'one_minus_log' (a decay rate: the logarithm of 1 minus it).
-      Only the learning rate unless given; `{}` learns nothing.
+      A list of names will do: those that optax gives to decay rates (b1, b2,
+      decay, momentum, ...) are 'one_minus_log', all others 'log'. Only the
+      learning rate unless given; `{}` learns nothing.
     labels: where each group of parameters has hyperparameters of its own: the
       group's name of each parameter, a tree of params' structure, a prefix of
       it, or a function from params to one. `inner_tx` is then made by
@@ -65,14 +67,16 @@ def self_tuning(
 
   Raises:
     ValueError: for a name or kind that does not exist; a hyperparameter that is
-      a schedule or cannot be learned; labels of another structure; a discount
-      out of range or without `meta_tx`; when called or at `init`.
+      a schedule, cannot be learned, or is injected at several places of one
+      group; labels of another structure, or of other groups than `inner_tx`
+      has; a discount out of range or without `meta_tx`; when called or at
+      `init`.
   """
-  learned = {'learning_rate': 'log'} if learned is None else dict(learned)
-  _check(learned, meta_tx, discount, schedule)
+  kinds = factors.with_kinds(learned)
+  _check(inner_tx, kinds, meta_tx, discount, schedule)
   tuner = tuner_lib.Tuner(
     inner_tx=inner_tx,
-    learned=learned,
+    learned=kinds,
     labels=labels,
     meta_tx=meta_tx,
     discount=PLAIN_DISCOUNT if discount is None else discount,
@@ -112,17 +116,17 @@ def hyperparams_of(opt_state: optax.OptState) -> dict[str, Any]:
 
 
 def _check(
+  inner_tx: optax.GradientTransformation,
   learned: Mapping[str, str],
   meta_tx: optax.GradientTransformation | None,
   discount: float | None,
   schedule: optax.Schedule | None,
 ) -> None:
-  for name, kind in learned.items():
-    if kind not in factors.KINDS:
-      raise ValueError(
-        f'self_tuning: learned[{name!r}]={kind!r}: must be one of '
-        f'{factors.KINDS}'
-      )
+  if not hasattr(inner_tx, 'init'):
+    raise ValueError(
+      f'self_tuning: inner_tx={inner_tx!r}: must be an optax transformation, '
+      f'e.g. optax.inject_hyperparams(optax.adam)(1e-3)'
+    )
   if schedule is not None and 'learning_rate' not in learned:
     raise ValueError(
       'self_tuning: schedule: multiplies the learned learning rate; add '

@@ -14,7 +14,16 @@ PACKAGE = pathlib.Path(metalr_flax.__file__).parent
 LAYERS = [
   {'errors', 'ranges', 'state', 'interrupts', 'fields', 'jaxprs', 'storage'},
   {'products', 'hyperparams', 'optimizers', 'curvature', 'safe_derivatives'},
-  {'config', 'cells', 'schedule', 'inner', 'factors', 'steering', 'guard'},
+  {
+    'config',
+    'cells',
+    'schedule',
+    'inner',
+    'factors',
+    'injected',
+    'steering',
+    'guard',
+  },
   {'workdir', 'manifest', 'fingerprint', 'comparison_config', 'outcomes'},
   {'standings', 'comparison_workdir'},
   {'comparison_plots', 'comparison_table'},

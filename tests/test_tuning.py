@@ -12,6 +12,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 import metalr_flax
+from metalr_flax import factors
 from metalr_flax import tuner
 
 OPTIMIZERS = {
@@ -100,6 +101,15 @@ EXTRA = {
   'adam': {'eps': 1e-3},
   'rmsprop': {'eps': 1e-3},
 }
+
+
+@pytest.mark.parametrize('name', OPTIMIZERS)
+def test_names_alone_are_learned_by_the_kind_that_suits_them(name, params):
+  start = lambda learned: metalr_flax.self_tuning(
+    injected(name, 0.1, **EXTRA.get(name, {})), learned=learned
+  ).init(params)
+  assert_same_bits(start(list(LEARNED[name])), start(LEARNED[name]))
+  assert factors.with_kinds(LEARNED[name].keys()) == LEARNED[name]
 
 
 @pytest.mark.parametrize('name', OPTIMIZERS)
@@ -439,6 +449,81 @@ def test_groups_have_rates_of_their_own(params, data):
     assert np.mean(losses[-20:]) < 0.8 * np.mean(losses[:20])
 
 
+GROUPS = {'a': 'first', 'b': 'second'}
+AROUND = {
+  'alone': lambda tx: tx,
+  'chain': lambda tx: optax.chain(optax.clip_by_global_norm(1.0), tx),
+  'masked': lambda tx: optax.masked(tx, {'a': True, 'b': True}),
+  'apply_if_finite': lambda tx: optax.apply_if_finite(tx, 3),
+  'MultiSteps': lambda tx: optax.MultiSteps(tx, 2).gradient_transformation(),
+}
+
+
+def grouped(name='sgd'):
+  factory = OPTIMIZERS[name] if name != 'sgd' else optax.sgd
+  return metalr_flax.make_grouped(factory, {'learning_rate': 0.1}, (), GROUPS)
+
+
+@pytest.mark.parametrize('name', ['sgd', 'adam'])
+@pytest.mark.parametrize('around', AROUND)
+@pytest.mark.parametrize(
+  ('labels', 'part'),
+  [
+    ({'a': 'second', 'b': 'first'}, "params['a'] is in group 'second', but inner_tx has it in 'first'"),
+    ({'a': 'first', 'b': 'first'}, "in none of the groups ['first']"),
+    ({'a': 'first', 'b': 'third'}, "in none of the groups ['first', 'third']"),
+    (None, "is injected 2 times in inner_tx"),
+  ],
+  ids=['permuted', 'fewer', 'others', 'forgotten'],
+)  # fmt: skip
+def test_labels_other_than_the_optimizers_are_refused(
+  labels, part, around, name, params
+):
+  """Plain SGD's state says nothing of who owns which parameter."""
+  inner = AROUND[around](grouped(name))
+  metalr_flax.self_tuning(inner, labels=GROUPS).init(params)
+  with pytest.raises(ValueError, match='self_tuning: ') as caught:
+    metalr_flax.self_tuning(inner, labels=labels).init(params)
+  assert part in str(caught.value)
+  assert '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize('around', AROUND)
+def test_one_injected_optimizer_is_found_inside_of_others(around, params):
+  """Beside another with other hyperparameters, too."""
+  decay = optax.inject_hyperparams(optax.add_decayed_weights)(0.1)
+  inner = AROUND[around](optax.chain(decay, injected('adam', 0.1)))
+  tx = metalr_flax.self_tuning(inner, learned=['learning_rate', 'weight_decay'])
+  start = metalr_flax.hyperparams_of(tx.init(params))
+  assert start['learning_rate'] == pytest.approx(1e-5)
+  assert start['weight_decay'] == pytest.approx(0.1)
+
+
+TWICE = optax.chain(injected(), injected())
+
+
+@pytest.mark.parametrize(
+  ('inner', 'labels'),
+  [
+    (TWICE, None),
+    (optax.partition({'first': TWICE, 'second': injected()}, GROUPS), GROUPS),
+    (
+      optax.chain(
+        optax.masked(injected(), {'a': True, 'b': False}),
+        optax.masked(injected(), {'a': False, 'b': True}),
+      ),
+      None,
+    ),
+  ],
+  ids=['chain', 'in a group', 'masks'],
+)
+def test_two_stages_do_not_share_one_rate(inner, labels, params):
+  tx = metalr_flax.self_tuning(inner, labels=labels)
+  with pytest.raises(ValueError, match='is injected 2 times in') as caught:
+    tx.init(params)
+  assert '\n' not in str(caught.value)
+
+
 def types_of(tree):
   return [(x.shape, x.dtype, x.weak_type) for x in jax.tree.leaves(tree)]
 
@@ -552,6 +637,12 @@ def test_after_a_restart_what_the_user_wrote_into_the_state_stays(params):
     (lambda: metalr_flax.self_tuning(injected(rate=1)), 'one floating-point number'),
     (lambda: metalr_flax.self_tuning(injected(b1=1.0), learned={'b1': 'one_minus_log'}), 'must be below 1'),
     (lambda: metalr_flax.self_tuning(injected(), learned={}, schedule=optax.constant_schedule(1.0)), 'multiplies the learned'),
+    (lambda: metalr_flax.self_tuning(injected('adamw', mask=lambda p: True)), "static_args='mask'"),
+    (lambda: metalr_flax.self_tuning(injected('adamw', mask=lambda p: {'a': True, 'b': False})), "static_args='mask'"),
+    (lambda: metalr_flax.self_tuning(injected(), labels=GROUPS), 'make inner_tx by make_grouped'),
+    (lambda: metalr_flax.self_tuning(optax.adam), 'must be an optax transformation'),
+    (lambda: metalr_flax.self_tuning(injected(), learned='learning_rate'), "must be names, e.g. ['learning_rate']"),
+    (lambda: metalr_flax.self_tuning(injected(), learned=[1]), 'must be names'),
     (lambda: metalr_flax.self_tuning(injected(), labels={'c': 'x'}), "must be a tree of params' structure"),
     (lambda: metalr_flax.self_tuning(injected(rate=optax.constant_schedule(0.1))), 'is a schedule'),
   ],
@@ -560,6 +651,7 @@ def test_mistakes_are_named(make, part, params):
   with pytest.raises(ValueError, match='self_tuning: ') as caught:
     make().init(params)
   assert part in str(caught.value)
+  assert '\n' not in str(caught.value)
 
 
 def test_what_has_no_tuner_has_no_hyperparams(params):
