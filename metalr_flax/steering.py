@@ -37,7 +37,7 @@ QUICK_AVERAGED = 20.0
 SURE = 0.7
 BRAKE = 0.2
 BOOST = 0.1
-LARGEST = 1e18
+LARGEST = 1e37
 
 
 class Average(NamedTuple):
@@ -45,12 +45,13 @@ class Average(NamedTuple):
 
   Attributes:
     mean: of the slope, float32 [n].
-    square: of its square, float32 [n].
+    rms: its root mean square, float32 [n]; not the mean square, which a loss
+      scaled by 1e-10 would make too small for float32.
     weight: what the weights so far add up to, scalar; 0 at the start.
   """
 
   mean: jax.Array
-  square: jax.Array
+  rms: jax.Array
   weight: jax.Array
 
 
@@ -109,7 +110,7 @@ def steer(
 
 
 def _finite(slopes: jax.Array) -> jax.Array:
-  """With squares that are finite; of a NaN nothing can be learned."""
+  """With averages that are finite; of a NaN nothing can be learned."""
   slopes = jnp.nan_to_num(slopes.astype(jnp.float32), nan=0.0)
   return jnp.clip(slopes, -LARGEST, LARGEST)
 
@@ -131,9 +132,9 @@ def _averaged(
   old = 1 - 1 / jnp.asarray(window, jnp.float32)
   new = Average(
     old * average.mean + (1 - old) * slopes,
-    old * average.square + (1 - old) * slopes**2,
+    jnp.hypot(jnp.sqrt(old) * average.rms, jnp.sqrt(1 - old) * slopes),
     old * average.weight + (1 - old),
   )
   # The weights cancel but for a square root.
-  scale = jax.lax.rsqrt(new.square * new.weight + jnp.finfo(jnp.float32).tiny)
-  return new, new.mean * scale
+  scale = new.rms * jnp.sqrt(new.weight)
+  return new, new.mean / jnp.maximum(scale, jnp.finfo(jnp.float32).tiny)

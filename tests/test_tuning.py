@@ -13,6 +13,7 @@ import pytest
 
 import metalr_flax
 from metalr_flax import factors
+from metalr_flax import steering
 from metalr_flax import tuner
 
 OPTIMIZERS = {
@@ -560,6 +561,38 @@ def test_float16_gradients_whose_squares_overflow_are_no_alarm():
   for _ in range(10):
     _, state = tx.update({'w': jnp.full(4, 300, jnp.float16)}, state, params)
   assert metalr_flax.hyperparams_of(state)['learning_rate'] > 1e-5
+
+
+@pytest.mark.parametrize('exponent', [-90, -60, 60])
+def test_the_rule_does_not_depend_on_the_losss_scale(exponent):
+  """A power of two changes no bit, though squares leave float32's range."""
+  rng = np.random.default_rng(0)
+  slopes = rng.normal(0.5, 1, (40, 2, 3)).astype(np.float32)
+
+  def moves(scale):
+    memory = steering.init(3)
+    for number, (long, quick) in enumerate(jnp.asarray(slopes * scale)):
+      out, memory = steering.steer(long, quick, memory, jnp.asarray(number))
+      yield np.asarray(out)
+
+  wanted, got = map(list, map(moves, (np.float32(1), np.float32(2**exponent))))
+  assert_same_bits(got, wanted)
+  assert np.all(wanted[-1])
+
+
+def test_a_loss_scaled_by_ten_to_the_minus_ten_is_learned_from():
+  """Plain SGD's rate must grow by as much."""
+  tx = metalr_flax.self_tuning(optax.inject_hyperparams(optax.sgd)(1.0))
+  start = {'w': jnp.ones(4)}
+
+  def body(carry, _):
+    params, state = carry
+    grads = jax.tree.map(lambda p: 1e-10 * (p - 2), params)
+    updates, state = tx.update(grads, state, params)
+    return (optax.apply_updates(params, updates), state), None
+
+  (params, _), _ = jax.lax.scan(body, (start, tx.init(start)), length=1000)
+  np.testing.assert_allclose(params['w'], 2, rtol=1e-3)
 
 
 def test_nan_gradients_do_not_blunt_the_guard(params):
