@@ -27,6 +27,7 @@ _PUBLIC = {
   'Problem': 'problem',
   'Task': 'tasks',
   'constrain': 'hyperparams',
+  'counts_of': 'tuning',
   'hyperparams_of': 'tuning',
   'init_state': 'outer',
   'inner_step': 'inner',

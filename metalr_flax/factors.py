@@ -1,6 +1,7 @@
 """Hyperparameters as what the user set times a learned factor, exp(eta)."""
 
 from collections.abc import Iterable, Mapping
+import functools
 from typing import Any
 
 import jax
@@ -15,7 +16,12 @@ KINDS = ('log', 'one_minus_log')
 DECAY_RATES = frozenset(
   {'b1', 'b2', 'b3', 'beta', 'decay', 'decay_rate', 'momentum', 'rho'}
 )
-LEAST = 1e-6  # of 1 minus a decay rate
+LEAST = 1e-6  # of a decay rate, and of 1 minus it
+# Of any other hyperparameter.
+SMALLEST, LARGEST = 1e-30, 1e30
+# Of the updates so far: what a decay rate may remember. Longer, and the slope
+# speaks of a momentum that was never seen at work.
+MEMORY_SHARE = 0.05
 # By name; by group label below it where there are groups.
 Values = dict[str, Any]
 
@@ -122,13 +128,51 @@ def constrain(base: Values, eta: Values, learned: Mapping[str, str]) -> Values:
   }
 
 
+def clip(
+  eta: Values,
+  base: Values,
+  learned: Mapping[str, str],
+  age: jax.typing.ArrayLike,
+) -> Values:
+  """Keeps eta where its hyperparameter can still move.
+
+  Args:
+    eta: logarithms of the factors.
+    base: what the user set.
+    learned: the kind of each.
+    age: updates done, a scalar. A decay rate d remembers 1 / (1 - d) updates:
+      at most a share of them, or as many as the user set if that is more.
+  """
+
+  def within(kind: str, e: jax.Array, b: jax.Array) -> jax.Array:
+    return jnp.clip(e, *_range(kind, b, age)).astype(e.dtype)
+
+  return {
+    name: jax.tree.map(functools.partial(within, kind), eta[name], base[name])
+    for name, kind in learned.items()
+  }
+
+
+def _range(
+  kind: str, base: jax.Array, age: jax.typing.ArrayLike
+) -> tuple[jax.Array, jax.Array]:
+  """The least and the largest eta."""
+  base = base.astype(jnp.promote_types(base.dtype, jnp.float32))
+  if kind == 'log':
+    return jnp.log(SMALLEST) - jnp.log(base), jnp.log(LARGEST) - jnp.log(base)
+  forgets = jnp.maximum(1 / (MEMORY_SHARE * age + 1), LEAST)
+  return (
+    jnp.log(jnp.minimum(1, forgets / (1 - base))),
+    jnp.log1p(-LEAST) - jnp.log(1 - base),
+  )
+
+
 def _times(base: jax.Array, eta: jax.Array) -> jax.Array:
   return base * jnp.exp(eta)
 
 
 def _decay(base: jax.Array, eta: jax.Array) -> jax.Array:
-  # Never below 0; and never 1, where Adam divides by 1 - 1.
-  return jnp.clip(1 - (1 - base) * jnp.exp(eta), 0, 1 - LEAST)
+  return 1 - (1 - base) * jnp.exp(eta)
 
 
 _CONSTRAIN = dict(zip(KINDS, (_times, _decay), strict=True))

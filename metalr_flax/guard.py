@@ -1,12 +1,17 @@
-"""The guard: it sees an explosion, goes back to where it was well, slows down.
+"""Skips bad batches, and undoes the last updates when training explodes.
 
-Explosion means that the gradient's norm (or the loss, where it is told) is an
-order of magnitude above anything seen in the run. That is never how training
-goes on, unless it started at a saddle; so an alarm raises the mark, and what
-comes again is soon believed.
+A gradient or a loss that is not finite is skipped, as `optax.apply_if_finite`
+does: nothing is updated and nothing is learned from it. After ten in a row the
+parameters are suspected, and the last one to three updates are undone. If the
+next gradient is finite, the parameters were at fault, and training begins anew
+at a lower rate. If it is not, the data is, and nothing more is done.
 
-Where it was well is known by the displacement since: the sum of the updates of
-the last few steps, which the quick slope needs anyway (`steering.py`).
+A gradient norm (or a loss, where it is given) that lifts its running mean ten
+times above anything seen before is skipped once: it may be one bad batch. If
+the next batch says the same of the same parameters, they have exploded: the
+last updates are undone, and training begins anew at a lower rate. A rise of
+this size is how training goes on only where it started at a saddle; so each one
+raises the mark, and what comes again is soon believed.
 """
 
 from typing import Any, NamedTuple
@@ -14,39 +19,86 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from metalr_flax import inner
+
 PyTree = Any
-EXCESS = 10.0  # times the mark: an alarm
-RAISE = 3.0  # times the mark, after one
+EXCESS = 10.0  # times the mark: too high
+RAISE = 3.0  # times the mark, after an explosion
+RAISE_BATCH = 1.05  # times the mark, after one batch: it hides no explosion
 BACK_OFF = 2.3  # e-folds that the learning rate loses
-AVERAGED = 5.0  # updates: one bad batch is no explosion
+AVERAGED = 5.0  # updates in the running means
 MIN_AGE = 10.0  # updates between two looks at the mark, at least
 AGE_SHARE = 0.1  # of the run so far
+PATIENCE = 10  # updates skipped in a row before the parameters are suspected
+DISPLACED = 3  # updates in the displacement, at most
 
 
-class Guard(NamedTuple):
-  """What it watches: gradient norm and loss.
+class Levels(NamedTuple):
+  """How high gradient norm and loss are, and were.
 
   Attributes:
-    level: running means of what is watched, float32 [2].
-    mark: the highest levels of good moments, [2].
-    due: update at which the mark is looked at again, scalar.
-    restart: whether the last update went back, boolean scalar: the inner
-      optimizer and the tangents start anew at the next one.
+    level: their running means, float32 [2].
+    mark: the highest means of good moments, float32 [2].
+    due: update at which the mark is looked at again, float32 scalar.
   """
 
   level: jax.Array
   mark: jax.Array
   due: jax.Array
+
+
+class Guard(NamedTuple):
+  """What is known about explosions, and what was done.
+
+  Attributes:
+    levels: of gradient norm and loss.
+    suspect: whether the last update was skipped because they were too high,
+      boolean scalar.
+    restart: whether training begins anew at the next update that is made,
+      boolean scalar.
+    held: updates in the displacement, int32 scalar.
+    streak: gradients in a row that were not finite, int32 scalar.
+    skipped: updates skipped in all, int32 scalar.
+    undone: updates undone in all, int32 scalar.
+  """
+
+  levels: Levels
+  suspect: jax.Array
   restart: jax.Array
+  held: jax.Array
+  streak: jax.Array
+  skipped: jax.Array
+  undone: jax.Array
+
+
+class Verdict(NamedTuple):
+  """What to do with an update, boolean scalars.
+
+  Attributes:
+    skip: make none, and leave everything as it is.
+    back: make none, and undo those of the displacement.
+    landmark: the displacement begins anew with this update.
+  """
+
+  skip: jax.Array
+  back: jax.Array
+  landmark: jax.Array
 
 
 def init() -> Guard:
   """The start: nothing seen yet."""
+  # Each leaf has an array of its own, for a state is donated.
+  pair = lambda: jnp.zeros(2, jnp.float32)
+  flag = lambda: jnp.zeros((), jnp.bool_)
+  count = lambda: jnp.zeros((), jnp.int32)
   return Guard(
-    level=jnp.zeros(2, jnp.float32),
-    mark=jnp.zeros(2, jnp.float32),
-    due=jnp.zeros((), jnp.float32),
-    restart=jnp.zeros((), jnp.bool_),
+    levels=Levels(pair(), pair(), jnp.zeros((), jnp.float32)),
+    suspect=flag(),
+    restart=flag(),
+    held=count(),
+    streak=count(),
+    skipped=count(),
+    undone=count(),
   )
 
 
@@ -55,47 +107,94 @@ def watch(
   grads: PyTree,
   step: jax.Array,
   value: jax.typing.ArrayLike | None,
-) -> tuple[jax.Array, Guard]:
-  """Whether to go back, and the guard after this update.
+) -> tuple[Verdict, Guard]:
+  """What to do with an update, and what is known after it.
 
   Args:
-    guard: before.
+    guard: what was known before.
     grads: of params' structure.
     step: updates done before, int32 scalar.
     value: the loss, where the caller gave it.
-
-  Returns:
-    A boolean scalar: go back. It is true for a gradient or a loss that is not
-    finite, too.
   """
-  seen = _seen(grads, value)
-  level = jnp.where(
-    step == 0, seen, guard.level + (seen - guard.level) / AVERAGED
+  seen, finite = _seen(grads, value)
+  calm, over = _compare(guard.levels, seen, step)
+  over = over & finite
+  high = jnp.any(over)
+  streak = jnp.where(finite, 0, guard.streak + 1)
+  unfit = (streak == PATIENCE) & (guard.held > 0)
+  verdict = Verdict(
+    skip=~finite | (high & ~guard.suspect),
+    back=(high & guard.suspect) | unfit,
+    landmark=guard.held >= DISPLACED,
   )
-  mark = jnp.where(guard.mark > 0, guard.mark, seen)
-  finite = jnp.all(jnp.isfinite(seen))
-  high = finite & (level > EXCESS * mark)
-  alarm = jnp.any(high) | ~finite
-  # A number that is none says nothing of how high is high.
-  raised = jnp.where(high, RAISE * guard.mark, guard.mark)
-  look = ~alarm & (step >= guard.due)
+  # Not finite either, with the last updates undone: the data's fault.
+  waiting = guard.restart & verdict.skip & (streak != PATIENCE + 1)
+  held = jnp.where(verdict.landmark, 1, guard.held + 1)
+  held = jnp.where(verdict.skip, guard.held, held)
+  return verdict, Guard(
+    levels=_updated(guard.levels, calm, over, verdict, step),
+    suspect=jnp.where(finite, high & ~guard.suspect, guard.suspect),
+    restart=verdict.back | waiting,
+    held=jnp.where(verdict.back, 0, held),
+    streak=streak,
+    skipped=guard.skipped + verdict.skip,
+    undone=guard.undone + jnp.where(verdict.back, guard.held, 0),
+  )
+
+
+def _compare(
+  levels: Levels, seen: jax.Array, step: jax.Array
+) -> tuple[Levels, jax.Array]:
+  """The levels with what is seen now, and which are too high, bool [2]."""
+  level = jnp.where(
+    step == 0, seen, levels.level + (seen - levels.level) / AVERAGED
+  )
+  mark = jnp.where(levels.mark > 0, levels.mark, seen)
+  look = step >= levels.due
   time = step.astype(jnp.float32)
   age = jnp.maximum(MIN_AGE, AGE_SHARE * time)
-  lifted = jnp.where(look, jnp.maximum(mark, level), mark)
-  later = jnp.where(look, time + age, guard.due)
-  return alarm, Guard(
-    level=jnp.where(alarm, guard.mark, level),
-    mark=jnp.where(alarm, raised, lifted),
-    due=jnp.where(alarm, time + MIN_AGE, later),
-    restart=alarm,
-  )
+  return Levels(
+    level=level,
+    mark=jnp.where(look, jnp.maximum(mark, level), mark),
+    due=jnp.where(look, time + age, levels.due),
+  ), level > EXCESS * mark
 
 
-def _seen(grads: PyTree, value: jax.typing.ArrayLike | None) -> jax.Array:
+def _updated(
+  old: Levels,
+  calm: Levels,
+  over: jax.Array,
+  verdict: Verdict,
+  step: jax.Array,
+) -> Levels:
+  """The levels after an update: the calm ones where it was an ordinary one."""
+  factor = jnp.where(verdict.back, RAISE, RAISE_BATCH)
+  kept = old._replace(mark=jnp.where(over, factor * old.mark, old.mark))
+  again = kept._replace(level=old.mark, due=step.astype(jnp.float32) + MIN_AGE)
+  after = _where(verdict.back, again, calm)
+  return _where(verdict.skip, kept, after)
+
+
+def _where(condition: jax.Array, one: Levels, other: Levels) -> Levels:
+  return jax.tree.map(lambda a, b: jnp.where(condition, a, b), one, other)
+
+
+def _seen(
+  grads: PyTree, value: jax.typing.ArrayLike | None
+) -> tuple[jax.Array, jax.Array]:
+  """Gradient norm and loss, float32 [2], and whether both were finite."""
   squares = [
     jnp.sum(jnp.square(g.astype(jnp.float32))) for g in jax.tree.leaves(grads)
   ]
-  loss = jnp.asarray(0.0 if value is None else value, jnp.float32)
-  norm = jnp.sqrt(sum(squares, start=jnp.zeros((), jnp.float32)))
-  # A loss below 0 is good news however large; NaN stays NaN.
-  return jnp.stack([norm, jnp.maximum(loss, 0)])
+  square = sum(squares, start=jnp.zeros((), jnp.float32))
+  loss = jnp.asarray(0.0 if value is None else value)
+  # The squares may overflow where the gradient does not: then look closer.
+  finite = jax.lax.cond(
+    jnp.isfinite(square),
+    lambda _: jnp.array(True),
+    inner.all_finite,
+    grads,
+  )
+  # A loss below 0 is good news however large.
+  seen = jnp.stack([jnp.sqrt(square), jnp.maximum(loss, 0).astype(jnp.float32)])
+  return jnp.nan_to_num(seen, nan=0.0), finite & jnp.all(jnp.isfinite(loss))

@@ -16,6 +16,10 @@ last updates uphill: the rate is past what is stable, and falls at once,
 whatever the run as a whole has gained. All of them downhill: the rate grows,
 whatever was learned before.
 
+Other hyperparameters move by the long slope alone, at a third of the pace:
+without the Hessian their slope says too much, above all that of a momentum.
+Where the rate is past what is stable they return towards what the user set.
+
 docs/self_tuning.md says what else was tried.
 """
 
@@ -24,6 +28,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 # Of the long slope: its window has a share of 1 of the updates so far.
 MIN_WINDOW = 10.0
@@ -32,11 +37,13 @@ MIN_AVERAGED = 5.0
 MAX_MOVE = 0.1
 PACE = 6.0
 # Of the quick one.
-QUICK_WINDOW = 3
 QUICK_AVERAGED = 20.0
 SURE = 0.7
 BRAKE = 0.2
 BOOST = 0.1
+OTHERS_SHARE = 0.3
+OWED = 1.6
+OWED_SHARE = 0.1
 LARGEST = 1e37
 
 
@@ -56,57 +63,81 @@ class Average(NamedTuple):
 
 
 class Steering(NamedTuple):
-  """All that the rule remembers."""
+  """All that the rule remembers.
+
+  Attributes:
+    long: averages of the long slopes.
+    quick: averages of the quick slopes.
+    time: updates since the rule began, int32 scalar.
+    owed: what each rate still gets back after an explosion, float32 scalar.
+  """
 
   long: Average
   quick: Average
+  time: jax.Array
+  owed: jax.Array
 
 
 def init(count: int) -> Steering:
   """The start, for `count` etas."""
   # Two of them, each with arrays of its own: a state is donated.
-  return Steering(_start(count), _start(count))
+  return Steering(
+    _start(count), _start(count), jnp.zeros((), jnp.int32), jnp.zeros(())
+  )
 
 
-def long_discount(step: jax.Array) -> jax.Array:
-  """The long window's gamma at update number `step`, from 0."""
-  return 1 - 1 / jnp.maximum(step.astype(jnp.float32), MIN_WINDOW)
+def begin_anew(steering: Steering) -> Steering:
+  """The rule after an explosion: only the time is remembered.
+
+  Most of what the rates have lost comes back within a share of the run. By the
+  slopes alone it would not: late in a run the rule moves slowly.
+  """
+  fresh = jax.tree.map(jnp.zeros_like, steering)
+  return fresh._replace(time=steering.time, owed=jnp.full((), OWED))
 
 
-def is_landmark(step: jax.Array) -> jax.Array:
-  """Whether the quick displacement starts anew at update number `step`."""
-  return step % QUICK_WINDOW == 0
+def long_discount(steering: Steering) -> jax.Array:
+  """The long window's gamma at the next update."""
+  return 1 - 1 / jnp.maximum(steering.time.astype(jnp.float32), MIN_WINDOW)
 
 
 def steer(
+  eta: jax.Array,
   slopes: jax.Array,
   quick_slopes: jax.Array,
+  is_rate: jax.Array,
   steering: Steering,
-  step: jax.Array,
 ) -> tuple[jax.Array, Steering]:
   """What to add to each eta.
 
   Args:
+    eta: logarithms of the factors on what the user set, float32 [n].
     slopes: dF/deta along the long window, float32 [n].
     quick_slopes: the same along the quick displacement; 0 for an eta that is
       no learning rate.
+    is_rate: whether an eta is a learning rate, bool [n].
     steering: what was remembered.
-    step: updates done before, int32 scalar.
 
   Returns:
     The moves [n], and what to remember.
   """
   slopes, quick_slopes = _finite(slopes), _finite(quick_slopes)
-  time = step.astype(jnp.float32)
+  time = steering.time.astype(jnp.float32)
   averaged = jnp.maximum(AVERAGED_SHARE * time, MIN_AVERAGED)
   long, trend = _averaged(steering.long, slopes, averaged)
   quick, alert = _averaged(steering.quick, quick_slopes, QUICK_AVERAGED)
   moves = -jnp.minimum(MAX_MOVE, PACE / (time + 1)) * trend
   brake = BRAKE * _excess(alert)
   boost = BOOST * _excess(-alert)
-  moves = jnp.where(brake > 0, jnp.minimum(moves, 0) - brake, moves)
+  others = OTHERS_SHARE * moves - jnp.max(brake) * eta
+  paid = steering.owed / jnp.maximum(OWED_SHARE * time, MIN_WINDOW)
+  paid = jnp.where(jnp.any(brake > 0), 0, paid)
+  moves = jnp.where(brake > 0, jnp.minimum(moves, 0) - brake, moves + paid)
   moves = jnp.where(boost > 0, jnp.maximum(moves, boost), moves)
-  return moves, Steering(long, quick)
+  moves = jnp.where(is_rate, moves, others)
+  return moves, Steering(
+    long, quick, optax.safe_increment(steering.time), steering.owed - paid
+  )
 
 
 def _finite(slopes: jax.Array) -> jax.Array:

@@ -30,8 +30,6 @@ PyTree = Any
 # Where a learning rate starts at most. It grows e-fold in ten updates, so what
 # the user set does not matter; from above nothing recovers as well.
 START = 1e-5
-# A factor exp(eta) from 1e-13 to 1e13.
-ETA_RANGE = 30.0
 
 
 class SelfTuningState(NamedTuple):
@@ -143,32 +141,31 @@ class Tuner:
     of an array made up for it: XLA then needs no copy of any. That is why the
     restart is done by the update after the alarm.
     """
-    before = state.guard
-    assert before is not None
-    alarm, guard = guard_lib.watch(before, grads, state.step, value)
-    eta, steering = self._move(state, grads, params, alarm, before.restart)
-    state = self._restarted(state, before.restart, params)
-    gamma = steering_lib.long_discount(state.step)
+    assert state.guard is not None
+    verdict, guard = guard_lib.watch(state.guard, grads, state.step, value)
+    restart = state.guard.restart & ~verdict.skip
+    eta, steering = self._move(state, grads, params, verdict.back, restart)
+    gamma = steering_lib.long_discount(state.meta_opt_state)
+    before, state = state, self._restarted(state, restart, params)
     tangents = jax.tree.map(lambda z: gamma * z, state.tangents)
     updates, opt_state, dots = self._push(state, eta, grads, params, tangents)
-    updates, dots = _zero_where(alarm, (updates, dots))
+    none = verdict.skip | verdict.back
+    updates, dots = _zero_where(none, (updates, dots))
     displacement = online.add_updates(
-      _zero_where(
-        steering_lib.is_landmark(state.step) & ~alarm, state.displacement
-      ),
-      updates,
+      _zero_where(verdict.landmark & ~none, state.displacement), updates
     )
-    return online.go_back(
-      updates, _zero_where(~alarm, displacement)
-    ), SelfTuningState(
+    after = state._replace(
       opt_state=opt_state,
-      base=state.base,
       eta=eta,
       meta_opt_state=steering,
       tangents=online.advance(tangents, dots, params),
-      displacement=displacement,
-      guard=guard,
       step=optax.safe_increment(state.step),
+    )
+    after = _where(verdict.skip, before, after)
+    return online.go_back(
+      updates, _zero_where(~verdict.back, displacement)
+    ), after._replace(
+      displacement=_zero_where(verdict.back, displacement), guard=guard
     )
 
   def _restarted(
@@ -208,7 +205,7 @@ class Tuner:
     finite = jnp.all(jnp.isfinite(jnp.stack(jax.tree.leaves(slopes))))
     return _where(
       finite,
-      (jax.tree.map(_add_within_range, state.eta, moves), memory),
+      (self._moved(state, moves, jnp.inf), memory),
       (state.eta, state.meta_opt_state),
     )
 
@@ -217,33 +214,51 @@ class Tuner:
     state: SelfTuningState,
     grads: PyTree,
     params: PyTree,
-    alarm: jax.Array,
+    back: jax.Array,
     restart: jax.Array,
   ) -> tuple[online.Eta, steering_lib.Steering]:
-    """The new eta by our rule; after an alarm it knows nothing any more."""
+    """The new eta by our rule.
+
+    It rests where updates are undone. At a restart the rates are lowered, all
+    else goes half the way back to what the user set, and the rule begins anew.
+    """
     labels = self._labels(params)
     slopes = online.slopes(state.eta, grads, params, state.tangents, labels)
     rate = {n: eta for n, eta in state.eta.items() if n == 'learning_rate'}
     quick = online.slopes(rate, grads, params, state.displacement, labels)
     quick = {**jax.tree.map(jnp.zeros_like, slopes), **quick}
-    slopes, quick = _zero_where(restart, (slopes, quick))
-    leaves, treedef = jax.tree.flatten(slopes)
-    rows, steering = steering_lib.steer(
-      jnp.stack(leaves),
-      jnp.stack(jax.tree.leaves(quick)),
-      state.meta_opt_state,
-      state.step,
-    )
-    moves = jax.tree.unflatten(treedef, list(rows))
-    back = {
-      name: jax.tree.map(
-        lambda _, n=name: -guard_lib.BACK_OFF * (n in rate), state.eta[name]
-      )
-      for name in state.eta
+    is_rate = {
+      name: jax.tree.map(lambda _, n=name: n in rate, eta)
+      for name, eta in state.eta.items()
     }
-    moves = _where(alarm, back, moves)
-    eta = jax.tree.map(_add_within_range, state.eta, moves)
-    return eta, _zero_where(alarm, steering)
+    of_eta, of_rate = _stack(state.eta), _stack(is_rate)
+    steering = _where(
+      restart,
+      steering_lib.begin_anew(state.meta_opt_state),
+      state.meta_opt_state,
+    )
+    rows, steering = steering_lib.steer(
+      of_eta,
+      *_zero_where(restart, (_stack(slopes), _stack(quick))),
+      of_rate,
+      steering,
+    )
+    lower = jnp.where(of_rate, -guard_lib.BACK_OFF, -of_eta / 2)
+    rows = jnp.where(restart, lower, jnp.where(back, 0, rows))
+    moves = jax.tree.unflatten(jax.tree.structure(state.eta), list(rows))
+    return self._moved(state, moves, state.step), steering
+
+  def _moved(
+    self,
+    state: SelfTuningState,
+    moves: online.Eta,
+    age: jax.typing.ArrayLike,
+  ) -> online.Eta:
+    """The new eta, where its hyperparameters can still move."""
+    eta = jax.tree.map(
+      lambda e, move: (e + move).astype(e.dtype), state.eta, moves
+    )
+    return factors.clip(eta, state.base, self.learned, age)
 
   def _push(
     self,
@@ -279,8 +294,8 @@ class Tuner:
     return values
 
 
-def _add_within_range(eta: jax.Array, move: jax.Array) -> jax.Array:
-  return jnp.clip(eta + move, -ETA_RANGE, ETA_RANGE).astype(eta.dtype)
+def _stack(tree: PyTree) -> jax.Array:
+  return jnp.stack([jnp.asarray(leaf) for leaf in jax.tree.leaves(tree)])
 
 
 def _zero_where(condition: jax.Array, tree: PyTree) -> PyTree:

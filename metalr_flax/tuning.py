@@ -99,20 +99,50 @@ def hyperparams_of(opt_state: optax.OptState) -> dict[str, Any]:
   Raises:
     ValueError: where there is none, or more than one.
   """
+  state = _find(opt_state, 'hyperparams_of')
+  values = factors.named(state.opt_state, state.base)
+  return {name: _as_number(float, value) for name, value in values.items()}
+
+
+def counts_of(opt_state: optax.OptState) -> dict[str, Any]:
+  """How often a self-tuned optimizer found no use for a gradient.
+
+  Args:
+    opt_state: as for `hyperparams_of`.
+
+  Returns:
+    `skipped`, the updates not made because gradient or loss were not finite or
+    far too large, and `undone`, those that were made and taken back when
+    training exploded: ints, or arrays as for `hyperparams_of`. Both are 0 with
+    `meta_tx`, where nothing is guarded.
+
+  Raises:
+    ValueError: where there is no self-tuned optimizer, or more than one.
+  """
+  state = _find(opt_state, 'counts_of')
+  if state.guard is None:
+    return {'skipped': 0, 'undone': 0}
+  return {
+    'skipped': _as_number(int, state.guard.skipped),
+    'undone': _as_number(int, state.guard.undone),
+  }
+
+
+def _find(opt_state: optax.OptState, caller: str) -> tuner_lib.SelfTuningState:
   is_ours = lambda node: isinstance(node, tuner_lib.SelfTuningState)
   nodes = jax.tree.leaves(opt_state, is_leaf=is_ours)
   found = [node for node in nodes if is_ours(node)]
   if len(found) != 1:
     raise ValueError(
-      f'hyperparams_of: {len(found)} self-tuned optimizers in the state; pass '
-      f'the state of one'
+      f'{caller}: {len(found)} self-tuned optimizers in the state; pass the '
+      f'state of one'
     )
-  return {
-    name: value
-    if jnp.ndim(value) or isinstance(value, jax.core.Tracer)
-    else float(value)
-    for name, value in factors.named(found[0].opt_state, found[0].base).items()
-  }
+  return found[0]
+
+
+def _as_number(kind: type, value: jax.Array) -> Any:
+  known = not jnp.ndim(value) and not isinstance(value, jax.core.Tracer)
+  return kind(value) if known else value
 
 
 def _check(

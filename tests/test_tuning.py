@@ -13,6 +13,7 @@ import pytest
 
 import metalr_flax
 from metalr_flax import factors
+from metalr_flax import guard
 from metalr_flax import steering
 from metalr_flax import tuner
 
@@ -54,6 +55,13 @@ def batch_at(data, step):
     jax.random.fold_in(jax.random.key(3), step), (16,), 0, 256
   )
   return jax.tree.map(lambda a: a[rows], data)
+
+
+@functools.cache
+def tuned(name):
+  """A self-tuned optimizer whose update is compiled, once for all tests."""
+  tx = metalr_flax.self_tuning(injected(name))
+  return tx._replace(update=jax.jit(tx.update))
 
 
 def train(tx, params, data, steps=50, state=None, first=0):
@@ -371,27 +379,36 @@ def test_a_start_above_its_place_is_a_start_from_below(rate, params, data):
   np.testing.assert_allclose(low[2], other[2], rtol=1e-2)
 
 
-@pytest.mark.parametrize('bad', [np.nan, np.inf, 1e6])
+def explode(tx, now, state, data, *, first):
+  """Two batches in a row with gradients that are far too large."""
+  skipped = None
+  for step in (first, first + 1):
+    grads = jax.grad(loss_fn)(now, batch_at(data, step))
+    worse = jax.tree.map(lambda g: jnp.full_like(g, 1e6), grads)
+    updates, state = tx.update(worse, state, now)
+    now = optax.apply_updates(now, updates)
+    skipped = skipped or updates
+  assert not np.any(jax.tree.leaves(skipped)[0]), 'one may be a bad batch'
+  return now, state
+
+
 @pytest.mark.parametrize('name', OPTIMIZERS)
-def test_the_guard_goes_back_where_gradients_explode(name, bad, params, data):
-  tx = metalr_flax.self_tuning(injected(name))
+def test_an_explosion_is_undone_and_the_rate_lowered(name, params, data):
+  tx = tuned(name)
   earlier, _, _ = train(tx, params, data, 57)
   now, state, _ = train(tx, params, data, 60)
-  grads = jax.grad(loss_fn)(now, batch_at(data, 60))
-  worse = jax.tree.map(lambda g: jnp.full_like(g, bad), grads)
-  updates, after = tx.update(worse, state, now)
-  back = optax.apply_updates(now, updates)
+  back, after = explode(tx, now, state, data, first=60)
+  assert metalr_flax.counts_of(after) == {'skipped': 1, 'undone': 3}
   # The displacement is of updates 57, 58 and 59.
   for got, good in zip(
     jax.tree.leaves(back), jax.tree.leaves(earlier), strict=True
   ):
     np.testing.assert_allclose(got, good, rtol=1e-4, atol=1e-6)
-  lost = state.eta['learning_rate'] - after.eta['learning_rate']
-  assert lost == pytest.approx(np.log(10), rel=0.01)
-  # The next update starts anew.
-  grads = jax.grad(loss_fn)(back, batch_at(data, 61))
+  # The next update begins anew.
+  grads = jax.grad(loss_fn)(back, batch_at(data, 62))
   _, next_state = tx.update(grads, after, back)
-  assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(next_state))
+  lost = state.eta['learning_rate'] - next_state.eta['learning_rate']
+  assert lost == pytest.approx(np.log(10), rel=0.01)
   inner = injected(name)
   _, first = inner.update(grads, inner.init(back), back)
   for a, b in zip(
@@ -401,19 +418,154 @@ def test_the_guard_goes_back_where_gradients_explode(name, bad, params, data):
   ):
     np.testing.assert_allclose(a, b, rtol=1e-5)
   # It trains on from there.
-  _, state, losses = train(tx, back, data, 200, state=after, first=61)
+  _, state, losses = train(tx, back, data, 200, state=after, first=62)
   assert np.all(np.isfinite(losses))
   assert np.mean(losses[-20:]) < np.mean(losses[:20])
 
 
-def test_the_guard_watches_the_loss_where_it_is_given(params, data):
+def test_one_batch_that_is_too_large_is_left_out(params, data):
+  tx = tuned('adam')
+  now, state, _ = train(tx, params, data, 60)
+  grads = jax.tree.map(lambda p: jnp.full_like(p, 1e6), params)
+  updates, after = tx.update(grads, state, now)
+  assert not np.any(jax.tree.leaves(updates)[0])
+  grads = jax.grad(loss_fn)(now, batch_at(data, 60))
+  one, other = (tx.update(grads, s, now) for s in (state, after))
+  assert_same_bits(one[0], other[0])
+  assert metalr_flax.counts_of(other[1]) == {'skipped': 1, 'undone': 0}
+
+
+@pytest.mark.parametrize('where', ['gradient', 'value'])
+@pytest.mark.parametrize('bad', [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize('name', OPTIMIZERS)
+def test_a_batch_that_is_not_finite_costs_nothing(
+  name, bad, where, params, data
+):
+  """But its own update: all but the counts stays, bit for bit."""
+  tx = tuned(name)
+  now, state, _ = train(tx, params, data, 60)
+  grads = jax.grad(loss_fn)(now, batch_at(data, 60))
+  value = jnp.asarray(1.0)
+  if where == 'gradient':
+    grads = {**grads, 'b': grads['b'].at[0, 0].set(bad)}
+  else:
+    value = jnp.asarray(bad)
+  updates, after = tx.update(grads, state, now, value=value)
+  assert not any(np.any(leaf) for leaf in jax.tree.leaves(updates))
+  assert_same_bits(after._replace(guard=None), state._replace(guard=None))
+  assert_same_bits(after.guard.levels, state.guard.levels)
+  assert metalr_flax.counts_of(after) == {'skipped': 1, 'undone': 0}
+
+
+@pytest.mark.parametrize('where', ['gradient', 'value'])
+@pytest.mark.parametrize('bad', [np.nan, np.inf])
+@pytest.mark.parametrize('count', [1, 8, 40, 400])
+def test_bad_batches_apart_are_as_if_they_had_not_come(
+  count, bad, where, params, data
+):
+  marked = np.random.default_rng(0).permutation(2000)[:count]
+  loss, state = train_through(where, bad, marked, params, data)
+  assert metalr_flax.counts_of(state) == {'skipped': count, 'undone': 0}
+  alone, _ = train_through(None, bad, marked, params, data)
+  assert loss == alone
+
+
+@pytest.mark.parametrize('where', ['gradient', 'value'])
+def test_400_bad_batches_in_a_row_cost_three_updates(where, params, data):
+  marked = np.arange(900, 1300)
+  loss, state = train_through(where, np.nan, marked, params, data)
+  assert metalr_flax.counts_of(state) == {'skipped': 400, 'undone': 3}
+  alone, _ = train_through(None, np.nan, marked, params, data)
+  assert loss < 1.05 * alone
+
+
+def train_through(where, bad, marked, params, data):
+  """The final loss on all data, and the state, of 2000 batches with bad ones.
+
+  Args:
+    where: whether `gradient` or `value` is bad; None leaves those batches out.
+    bad: what is added to it.
+    marked: the numbers of the bad batches.
+  """
+  marks = jnp.zeros(2000, bool).at[marked].set(True)
+  chosen = jnp.array([where == 'gradient', where == 'value'])
+  return _through(jnp.where(chosen, bad, 0.0), marks, params, data)
+
+
+@jax.jit
+def _through(bad, marks, params, data):
   tx = metalr_flax.self_tuning(injected('adam'))
+  left_out = jnp.all(bad == 0)
+
+  def body(before, now):
+    step, marked = now
+    params, state = before
+    loss, grads = jax.value_and_grad(loss_fn)(params, batch_at(data, step))
+    in_grads, in_loss = jnp.where(marked, bad, 0.0)
+    grads = jax.tree.map(lambda g: g + in_grads, grads)
+    updates, state = tx.update(grads, state, params, value=loss + in_loss)
+    after = optax.apply_updates(params, updates), state
+    kept = lambda old, new: jnp.where(marked & left_out, old, new)
+    return jax.tree.map(kept, before, after), None
+
+  carry = params, tx.init(params)
+  (params, state), _ = jax.lax.scan(body, carry, (jnp.arange(2000), marks))
+  return loss_fn(params, data), state
+
+
+@pytest.mark.parametrize('then', ['fine', 'bad'])
+def test_ten_in_a_row_that_are_not_finite_put_the_parameters_to_the_test(
+  then, params, data
+):
+  """The last updates are undone; the rate falls only if that mends it."""
+  tx = tuned('sgd')
+  earlier, _, _ = train(tx, params, data, 57)
+  now, state, _ = train(tx, params, data, 60)
+  rate = metalr_flax.hyperparams_of(state)['learning_rate']
+  nan = jax.tree.map(lambda p: jnp.full_like(p, np.nan), params)
+  count = guard.PATIENCE + (then == 'bad')
+  for _ in range(count):
+    updates, state = tx.update(nan, state, now)
+    now = optax.apply_updates(now, updates)
+  assert metalr_flax.counts_of(state) == {'skipped': count, 'undone': 3}
+  for got, good in zip(
+    jax.tree.leaves(now), jax.tree.leaves(earlier), strict=True
+  ):
+    np.testing.assert_allclose(got, good, rtol=1e-4, atol=1e-6)
+  _, state = tx.update(jax.grad(loss_fn)(now, batch_at(data, 60)), state, now)
+  share = metalr_flax.hyperparams_of(state)['learning_rate'] / rate
+  assert share < 0.11 if then == 'fine' else share > 0.85
+
+
+def test_a_rate_that_was_lowered_comes_back(params, data):
+  tx = tuned('adam')
+  now, state, _ = train(tx, params, data, 200)
+  rate = metalr_flax.hyperparams_of(state)['learning_rate']
+  now, state = explode(tx, now, state, data, first=200)
+  now, state, _ = train(tx, now, data, 1, state=state, first=202)
+  assert metalr_flax.hyperparams_of(state)['learning_rate'] < 0.11 * rate
+  _, state, _ = train(tx, now, data, 100, state=state, first=203)
+  assert metalr_flax.hyperparams_of(state)['learning_rate'] > 0.25 * rate
+
+
+def test_gradients_whose_squares_overflow_are_an_explosion(params, data):
+  tx = tuned('sgd')
+  now, state, _ = train(tx, params, data, 60)
+  for _ in range(2):
+    huge = jax.tree.map(lambda p: jnp.full_like(p, 1e30), params)
+    _, state = tx.update(huge, state, now)
+  assert metalr_flax.counts_of(state) == {'skipped': 1, 'undone': 3}
+
+
+def test_the_guard_watches_the_loss_where_it_is_given(params, data):
+  tx = tuned('adam')
   state = tx.init(params)
   grads = jax.grad(loss_fn)(params, batch_at(data, 0))
   for value in (1.0, 0.9, -5.0, 1.1):
     _, state = tx.update(grads, state, params, value=jnp.asarray(value))
   calm = state.eta['learning_rate']
-  _, state = tx.update(grads, state, params, value=jnp.asarray(1e3))
+  for value in (1e3, 1e3, 1.0):
+    _, state = tx.update(grads, state, params, value=jnp.asarray(value))
   assert state.eta['learning_rate'] < calm - 2
 
 
@@ -570,9 +722,9 @@ def test_the_rule_does_not_depend_on_the_losss_scale(exponent):
   slopes = rng.normal(0.5, 1, (40, 2, 3)).astype(np.float32)
 
   def moves(scale):
-    memory = steering.init(3)
-    for number, (long, quick) in enumerate(jnp.asarray(slopes * scale)):
-      out, memory = steering.steer(long, quick, memory, jnp.asarray(number))
+    memory, eta, is_rate = steering.init(3), jnp.ones(3), jnp.arange(3) < 2
+    for long, quick in jnp.asarray(slopes * scale):
+      out, memory = steering.steer(eta, long, quick, is_rate, memory)
       yield np.asarray(out)
 
   wanted, got = map(list, map(moves, (np.float32(1), np.float32(2**exponent))))
@@ -596,15 +748,16 @@ def test_a_loss_scaled_by_ten_to_the_minus_ten_is_learned_from():
 
 
 def test_nan_gradients_do_not_blunt_the_guard(params):
-  tx = metalr_flax.self_tuning(injected('sgd'))
+  tx = tuned('sgd')
   state = tx.init(params)
   for number in range(100):
     value = np.nan if number % 20 == 19 else 1.0
     grads = jax.tree.map(lambda p, v=value: jnp.full_like(p, v), params)
     _, state = tx.update(grads, state, params)
   before = float(state.eta['learning_rate'])
-  worse = jax.tree.map(lambda p: jnp.full_like(p, 1e4), params)
-  _, state = tx.update(worse, state, params, value=1.0)
+  for value in (1e4, 1e4, 1.0):
+    worse = jax.tree.map(lambda p, v=value: jnp.full_like(p, v), params)
+    _, state = tx.update(worse, state, params, value=1.0)
   lost = before - float(state.eta['learning_rate'])
   assert lost == pytest.approx(np.log(10), rel=0.01)
 
