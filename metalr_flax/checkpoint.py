@@ -1,12 +1,11 @@
-"""The door to Orbax: saves the whole state, restores the newest intact one.
+"""Checkpoints: saves the whole state, restores the newest intact one.
 
 A checkpoint `<directory>/<step>/` appears under its name only when all of it is
-on the disk: Orbax writes it under another name, `manifest` seals it, and it is
-renamed. A step without an intact manifest does not count.
+on the disk: Orbax writes it under another name, it is read back, `manifest`
+seals it, and it is renamed. A step without an intact manifest does not count.
 """
 
-from collections.abc import Callable, Iterator
-import contextlib
+from collections.abc import Callable
 import functools
 import os
 import pathlib
@@ -15,11 +14,8 @@ import shutil
 from typing import Any, NamedTuple
 
 from absl import logging
-import jax
-import jax.numpy as jnp
-import numpy as np
-import orbax.checkpoint as ocp
 
+from metalr_flax import arrays
 from metalr_flax import errors
 from metalr_flax import fingerprint
 from metalr_flax import manifest
@@ -27,10 +23,11 @@ from metalr_flax import state as state_lib
 from metalr_flax import storage
 
 MAX_TO_KEEP = 3
-
-
-class _OrbaxError(OSError):
-  """Orbax could not read or write: it raises anything, bare Exceptions too."""
+# What `write` puts into a manifest.
+_NOTES = {
+  'step': int, 'record': dict, 'sha256': str, 'leaves': dict,
+  'environment': dict,
+}  # fmt: skip
 
 
 class _GoneError(Exception):
@@ -92,12 +89,12 @@ def _newest_intact(
     try:
       read = functools.partial(_read_if_there, path, template)
       return storage.retried(read, path)
-    except (manifest.DamagedError, _OrbaxError) as error:
+    except (manifest.DamagedError, arrays.OrbaxError) as error:
       logging.warning('%s: damaged (%s); trying the one before', path, error)
     except OSError as error:
       raise errors.StorageError(
-        f'{path}: cannot be read ({reason(error)}); mend the storage and run '
-        f'the same command'
+        f'{path}: cannot be read ({arrays.reason(error)}); mend the storage '
+        f'and run the same command'
       ) from error
   if steps:
     raise errors.NoCheckpointError(
@@ -160,44 +157,17 @@ def _read_if_there(
 
 def _read(path: pathlib.Path, template: state_lib.MetaTrainState) -> Found:
   notes = manifest.verify(path)
+  manifest.check_fields(notes, _NOTES)
+  if str(notes['step']) != path.name:
+    raise manifest.DamagedError(f'{manifest.NAME} is of step {notes["step"]}')
   fingerprint.check_structure(
     path, notes['leaves'], fingerprint.describe(template)
   )
-  abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
-  # A new reader each time: after a failure it refuses good steps as well.
-  with (
-    _orbax_errors(),
-    ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader,
-  ):
-    restored = reader.restore(
-      path.absolute(),
-      args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract)),
-    )
-  if fingerprint.digest(restored.state) != notes['sha256']:
+  state = arrays.restore(path, template)
+  if fingerprint.digest(state) != notes['sha256']:
     raise manifest.DamagedError('its arrays are not those that were saved')
   fingerprint.warn_of_changes(notes['environment'])
-  state = jax.tree.map(_uncommitted, restored.state)
   return Found(notes['step'], state, notes['record'])
-
-
-def _uncommitted(leaf: jax.Array) -> jax.Array:
-  """A leaf as the first state's are: of no device, so of no fixed layout.
-
-  (The compiled run refuses an int4 array that Orbax has put on one.)
-  """
-  key = jnp.issubdtype(leaf.dtype, jax.dtypes.extended)
-  several = len(leaf.sharding.device_set) > 1
-  return leaf if key or several else jnp.asarray(np.asarray(leaf))
-
-
-@contextlib.contextmanager
-def _orbax_errors() -> Iterator[None]:
-  try:
-    yield
-  except OSError:
-    raise
-  except Exception as error:
-    raise _OrbaxError(reason(error)) from error
 
 
 def write(
@@ -205,14 +175,19 @@ def write(
   state: state_lib.MetaTrainState,
   record: dict[str, Any],
   check: Callable[[], None],
+  *,
+  compare: bool = True,
 ) -> None:
   """Writes a checkpoint: Orbax's files, the manifest, the name.
+
+  What cannot be read back gets neither manifest nor name.
 
   Args:
     path: its folder, `<directory>/<step>`.
     state: the state.
     record: JSON values to keep beside it.
     check: raises where the folder must not be written to any more.
+    compare: whether to restore it as well, and to compare every bit.
 
   Raises:
     OSError: it may be called again.
@@ -227,23 +202,18 @@ def write(
   for name in storage.list_directory(path.parent):
     if name.startswith(saving.name):
       _remove(path.parent / name)
-  with (
-    _orbax_errors(),
-    ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as writer,
-  ):
-    writer.save(
-      saving, args=ocp.args.Composite(state=ocp.args.StandardSave(state))
-    )
-  # Each holds the machine's own path, and is read on no local file system.
-  for mark in saving.rglob('commit_success.txt'):
-    mark.unlink()
+  arrays.save(saving, state)
+  arrays.check_complete(saving, state)
+  sha256 = fingerprint.digest(state)
+  if compare:
+    arrays.check_equal(saving, state, sha256)
   manifest.seal(
     saving,
     path.name,
     {
       'step': int(state.step),
       'record': record,
-      'sha256': fingerprint.digest(state),
+      'sha256': sha256,
       'leaves': fingerprint.describe(state),
       'environment': fingerprint.environment(),
     },
@@ -260,8 +230,3 @@ def settle(directory: pathlib.Path) -> None:
     old = directory / f'.{step}.old'
     os.rename(directory / str(step), old)
     shutil.rmtree(old)
-
-
-def reason(error: Exception) -> str:
-  """An exception's message on one line, shortened."""
-  return ' '.join(str(error).split())[:300]

@@ -14,6 +14,8 @@ from metalr_flax import errors
 from metalr_flax import fields
 from metalr_flax import ranges
 
+_MAX_DEPTH = 50
+
 
 def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
   """Checks a config and returns it as plain JSON values.
@@ -117,12 +119,19 @@ def _fields(plain: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
       yield name, value
 
 
-def _plain(name: str, value: Any) -> Any:
+def _plain(name: str, value: Any, depth: int = 0) -> Any:
   """JSON values only; a number that is not finite is nobody's intention."""
+  if depth > _MAX_DEPTH:
+    raise errors.ConfigError(
+      f'{name.split(".")[0]}: holds itself, or more than {_MAX_DEPTH} levels; '
+      f'a config is a few nested mappings of plain values'
+    )
   if isinstance(value, Mapping):
-    return {key: _plain(_join(name, key), v) for key, v in value.items()}
+    return {
+      key: _plain(_join(name, key), v, depth + 1) for key, v in value.items()
+    }
   if isinstance(value, (list, tuple)):
-    return [_plain(name, v) for v in value]
+    return [_plain(name, v, depth + 1) for v in value]
   if isinstance(value, float) and not math.isfinite(value):
     rule = (
       fields.FIELDS[name].text if name in fields.FIELDS else 'must be finite'
@@ -141,10 +150,17 @@ def _plain(name: str, value: Any) -> Any:
     return value
   raise errors.ConfigError.of(
     name,
-    repr(value),
+    _shown(value),
     'must be a number, a string, a list, a mapping or None',
     'a config holds plain values, objects are made from them',
   )
+
+
+def _shown(value: Any) -> str:
+  try:
+    return repr(value)
+  except Exception:  # of a class of the user's own
+    return f'a {type(value).__name__}'
 
 
 def _join(name: str, key: Any) -> str:

@@ -5,8 +5,9 @@ the rule it broke and the remedy. Nothing here is for bugs: those keep their
 traceback and status 1.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 import contextlib
+import os
 import sys
 
 
@@ -55,9 +56,38 @@ class NoCheckpointError(MetalrError):
 
 
 class Interrupted(MetalrError):
-  """SIGTERM or SIGINT came; the state is saved and the run can go on."""
+  """A signal asked to stop; the state is saved and the run can go on."""
 
   status = 75
+
+
+def text_of(error: BaseException) -> str:
+  """An exception's message, also of one that has none or cannot say it."""
+  try:
+    return str(error) or 'no message'
+  except Exception:  # of a class of the user's own
+    return 'no message'
+
+
+@contextlib.contextmanager
+def exits_refused(what: str) -> Iterator[None]:
+  """Turns `sys.exit()` in the user's own code into an error line.
+
+  It would end the command with status 0 and nothing done.
+
+  Args:
+    what: the field or file whose code runs here, for the message.
+
+  Raises:
+    ConfigError: where that code raises SystemExit or GeneratorExit.
+  """
+  try:
+    yield
+  except (SystemExit, GeneratorExit) as error:
+    raise ConfigError(
+      f'{what}: its code ends the program ({type(error).__name__}: '
+      f'{text_of(error)}); raise an exception there that says what is wrong'
+    ) from error
 
 
 def status_of(command: Callable[[], None]) -> int:
@@ -70,9 +100,26 @@ def status_of(command: Callable[[], None]) -> int:
   """
   try:
     command()
+    return 0
   except MetalrError as error:
     kind = 'interrupted' if isinstance(error, Interrupted) else 'error'
     with contextlib.suppress(OSError):  # stderr may be on the disk that is full
       print(f'metalr_flax: {kind}: {error}', file=sys.stderr)
     return error.status
-  return 0
+  finally:
+    drop_broken_streams()
+
+
+def drop_broken_streams() -> None:
+  """Replaces a stdout or stderr that nobody reads any more by nothing.
+
+  Python writes out what is left in them at its end, and ends with status 120
+  where it cannot: the terminal is closed, or the disk full.
+  """
+  for name in ('stdout', 'stderr'):
+    stream = getattr(sys, name)
+    try:
+      if stream is not None:  # of a process without such a descriptor
+        stream.flush()
+    except (OSError, ValueError):
+      setattr(sys, name, open(os.devnull, 'w'))  # noqa: SIM115

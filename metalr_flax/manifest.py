@@ -59,12 +59,14 @@ def verify(directory: pathlib.Path) -> dict[str, Any]:
     OSError: where the storage does not answer.
   """
   content = _read(directory)
+  check_fields(content, {'name': str, 'files': dict, 'notes': dict})
   if content['name'] != directory.name:
     raise DamagedError(f'{NAME} is that of {content["name"]}')
   found, directories = storage.walk(directory)
   # The first manifests of release 0.1 list files alone.
-  listed = content.get('directories', directories)
-  for name in sorted({*listed} ^ {*directories}):
+  listed = content.setdefault('directories', directories)
+  check_fields(content, {'directories': list})
+  for name in sorted({*map(str, listed)} ^ {*directories}):
     what = 'does not belong there' if name in directories else 'is missing'
     raise DamagedError(f'{name} {what}')
   for name in sorted({*content['files'], *found} - {NAME}):
@@ -75,6 +77,17 @@ def verify(directory: pathlib.Path) -> dict[str, Any]:
     if _hash(directory / name) != content['files'][name]:
       raise DamagedError(f'{name} is not as it was written')
   return content['notes']
+
+
+def check_fields(values: Mapping[str, Any], kinds: Mapping[str, type]) -> None:
+  """Refuses a manifest without a field, or with one of another type.
+
+  Raises:
+    DamagedError: naming the field.
+  """
+  for name, kind in kinds.items():
+    if not isinstance(values.get(name), kind):
+      raise DamagedError(f'{NAME} has no {kind.__name__} {name}')
 
 
 def _hash(path: pathlib.Path) -> str | None:

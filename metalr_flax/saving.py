@@ -3,17 +3,23 @@
 from collections.abc import Callable, Iterator, Mapping
 import concurrent.futures
 import contextlib
+import functools
 import pathlib
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from metalr_flax import arrays
 from metalr_flax import checkpoint
 from metalr_flax import errors
 from metalr_flax import manifest
 from metalr_flax import state as state_lib
 from metalr_flax import storage
+
+# All arrays of a checkpoint are read; of the first that a run saves, and of
+# every so many, each bit is compared too, which takes nearly as long as saving.
+_COMPARE_EVERY = 10
 
 
 @contextlib.contextmanager
@@ -42,6 +48,7 @@ class Checkpoints:
     self._directory = directory.absolute()
     self._pool = concurrent.futures.ThreadPoolExecutor(max_workers=1)
     self._saving: concurrent.futures.Future | None = None
+    self._count = 0
 
   def save(
     self, state: state_lib.MetaTrainState, record: Mapping[str, Any]
@@ -79,14 +86,21 @@ class Checkpoints:
     self, state: state_lib.MetaTrainState, record: dict[str, Any]
   ) -> None:
     path = self._directory / str(int(state.step))
+    write = functools.partial(
+      checkpoint.write,
+      path,
+      state,
+      record,
+      self._check,
+      compare=self._count % _COMPARE_EVERY == 0,
+    )
     try:
-      storage.retried(
-        lambda: checkpoint.write(path, state, record, self._check), path
-      )
+      storage.retried(write, path)
     except (OSError, manifest.DamagedError) as error:
       raise errors.StorageError(
-        f'{path}: cannot be saved ({checkpoint.reason(error)}); what was saved '
+        f'{path}: cannot be saved ({arrays.reason(error)}); what was saved '
         f'before is intact: mend the storage and run the same command'
       ) from error
+    self._count += 1
     self._check()
     storage.retried(lambda: checkpoint.settle(self._directory), self._directory)

@@ -41,7 +41,9 @@ def retried(action: Callable[[], T], path: pathlib.Path) -> T:
   try:
     return action()
   except OSError as error:
-    if error.filename is None:  # of what is done to an open file
+    # Of what is done to an open file. (An error without a number, as Orbax's
+    # are, would lose its own message to "[Errno None] None".)
+    if error.filename is None and error.errno is not None:
       error.filename = str(path)
     raise
 
@@ -103,6 +105,19 @@ def write_bytes(path: pathlib.Path, content: bytes) -> None:
     sync_directory(path.parent)
 
   retried(write, path)
+
+
+def read_json(path: pathlib.Path) -> Any:
+  """What a JSON file holds.
+
+  Raises:
+    ValueError: where it is none, or nested too deeply to be read.
+    OSError: where it cannot be read.
+  """
+  try:
+    return json.loads(path.read_text(encoding='utf-8'))
+  except RecursionError as error:
+    raise ValueError('nested too deeply') from error
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:

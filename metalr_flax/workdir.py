@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping
 import contextlib
 import errno
 import fcntl
-import json
 import os
 import pathlib
 import shlex
@@ -19,6 +18,7 @@ from typing import Any
 
 from absl import logging
 
+from metalr_flax import config as config_lib
 from metalr_flax import errors
 from metalr_flax import fields
 from metalr_flax import storage
@@ -48,17 +48,33 @@ def check_writable(path: pathlib.Path) -> None:
   while not os.path.lexists(existing) and existing != existing.parent:
     existing = existing.parent
   try:
-    str(path).encode()  # Orbax takes no other
+    _check_name(path)
     os.rmdir(tempfile.mkdtemp(prefix=_PROBE, dir=existing))
     missing = [existing / n for n in path.parts[len(existing.parts) :]]
-    for name in (path, *missing):  # one may be too long, or hold a NUL
+    # One may be too long, or hold a NUL; Orbax adds about 130 letters.
+    for name in (path, *missing, path / STATE / ('x' * 200)):
       with contextlib.suppress(FileNotFoundError):
         os.lstat(name)
   except (OSError, ValueError) as error:
     if isinstance(error, OSError) and error.errno in _PASSING:
       raise
-    reason = error.strerror if isinstance(error, OSError) else error
+    reason = (isinstance(error, OSError) and error.strerror) or error
     raise _unwritable(path, f'{existing}: {reason}') from error
+
+
+def _check_name(path: pathlib.Path) -> None:
+  """Refuses names that Orbax and TensorStore write somewhere else, or nowhere.
+
+  Raises:
+    ValueError: saying which.
+  """
+  str(path).encode()  # they take no other
+  for name in pathlib.Path(os.path.realpath(path)).parts:
+    if '\\' in name or name.endswith(('gs:', '.__lock')):
+      raise ValueError(
+        rf'Orbax saves nothing below a folder {name}: its name has a \ in it '
+        f'or ends with gs: or .__lock'
+      )
 
 
 def _unwritable(path: pathlib.Path, reason: str) -> errors.ConfigError:
@@ -221,11 +237,13 @@ def read_config(path: pathlib.Path) -> dict[str, Any]:
     WorkdirError: where there is none, or none that can be read.
   """
   try:
-    config = json.loads((path / CONFIG).read_text(encoding='utf-8'))
+    config = storage.read_json(path / CONFIG)
     if not isinstance(config, dict):
       raise ValueError('no mapping')
-    return config
-  except (FileNotFoundError, NotADirectoryError, ValueError) as error:
+    return config_lib.to_plain(config)
+  except (
+    FileNotFoundError, NotADirectoryError, ValueError, errors.ConfigError
+  ) as error:  # fmt: skip
     raise errors.WorkdirError(
       f'{path / CONFIG}: not a readable config ({error}); is {path} a workdir?'
     ) from error

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import pathlib
 
 import pytest
 
@@ -107,3 +108,22 @@ def test_a_directory_that_cannot_be_listed_is_not_an_empty_one(
     storage.list_directory(tmp_path)
   with pytest.raises(OSError, match='Too many'):
     storage.walk(tmp_path)
+
+
+@pytest.mark.parametrize(
+  ('error', 'says'),
+  [
+    (OSError('Orbax says why'), 'Orbax says why'),
+    (OSError(errno.EIO, 'I/O error'), "[Errno 5] I/O error: '/the/file'"),
+    (FileNotFoundError(2, 'Gone', 'x'), "[Errno 2] Gone: 'x'"),
+  ],
+)
+def test_a_fault_without_a_number_keeps_its_message(error, says, monkeypatch):
+  monkeypatch.setattr(storage, 'RETRY_SECS', ())
+
+  def fail():
+    raise error
+
+  with pytest.raises(OSError, match=r'why|Errno') as caught:
+    storage.retried(fail, pathlib.Path('/the/file'))
+  assert str(caught.value) == says

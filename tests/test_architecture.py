@@ -25,7 +25,7 @@ LAYERS = [
     'guard',
   },
   {'workdir', 'manifest', 'fingerprint', 'comparison_config', 'outcomes'},
-  {'standings', 'comparison_workdir'},
+  {'standings', 'comparison_workdir', 'arrays'},
   {'comparison_plots', 'comparison_table'},
   {'problem', 'evaluate', 'records', 'plots', 'cli'},
   {'forward', 'window'},
@@ -44,7 +44,9 @@ LAYERS = [
 ]
 LEVEL = {name: i for i, layer in enumerate(LAYERS) for name in layer}
 DOORS = {
-  'orbax': {'checkpoint'},
+  'orbax': {'arrays'},
+  'etils': {'arrays'},
+  'tensorstore': {'arrays'},
   'clu': {'writers'},
   'tensorboard': {'writers'},
   'matplotlib': {'plots', 'comparison_plots'},
