@@ -1,7 +1,6 @@
 """A comparison's workdir: its config, and the cells that are finished."""
 
 from collections.abc import Mapping
-import json
 import pathlib
 from typing import Any
 
@@ -70,7 +69,7 @@ def read_cells(
     if not file.exists():
       continue
     try:
-      values = json.loads(file.read_text(encoding='utf-8'))
+      values = storage.read_json(file)
     except ValueError:
       values = None
     outcome = outcomes.from_json(cell, values)
@@ -84,8 +83,7 @@ def read_cells(
 def _read_config(path: pathlib.Path) -> dict[str, Any]:
   """The comparison's config there; `{}` where there is none of one."""
   try:
-    text = (path / workdir_lib.CONFIG).read_text(encoding='utf-8')
-    config = json.loads(text)
+    config = storage.read_json(path / workdir_lib.CONFIG)
   except (OSError, ValueError):
     return {}  # the workdir's own check says what is wrong
   ours = isinstance(config, dict) and isinstance(config.get('problems'), dict)

@@ -9,7 +9,9 @@ import optax
 
 from metalr_flax import build
 from metalr_flax import checkpoint
+from metalr_flax import config as config_lib
 from metalr_flax import errors
+from metalr_flax import hyperparams
 from metalr_flax import records
 from metalr_flax import schedule
 from metalr_flax import workdir as workdir_lib
@@ -39,9 +41,11 @@ def load(
     WorkdirError: where the folder is no workdir or has no checkpoint yet, or
       its `metrics.csv` is not as the checkpoint recorded.
     NoCheckpointError: where no checkpoint is intact.
+    ConfigError: where a class that its config names is not there any more.
+    StorageError: where the storage does not answer.
   """
   path = pathlib.Path(workdir)
-  config = workdir_lib.read_config(path)
+  config = _config(path)
   with build.randomness(config):
     experiment = build.build(config)
     found = _find(path, experiment)
@@ -51,6 +55,18 @@ def load(
     config_dict.ConfigDict(config),
     _learning_rate(path, config, experiment, found),
   )
+
+
+def _config(path: pathlib.Path) -> dict[str, Any]:
+  """The config of a training run, all of its fields checked."""
+  config = workdir_lib.read_config(path)
+  try:
+    return config_lib.resolve(config)
+  except errors.ConfigError as error:
+    raise errors.WorkdirError(
+      f'{path / workdir_lib.CONFIG}: not the config of a training run '
+      f'({error}); give the workdir of one'
+    ) from error
 
 
 def _find(path: pathlib.Path, experiment: build.Experiment) -> checkpoint.Found:
@@ -72,7 +88,14 @@ def _learning_rate(
   """The schedule up to the checkpoint's step, also of a run not finished."""
   if 'learning_rate' not in config['meta']['learned']:
     return optax.constant_schedule(config['inner']['learning_rate'])
-  rows = records.read(path / workdir_lib.METRICS, found.record)
+  metrics = path / workdir_lib.METRICS
+  rows = records.read(metrics, found.record)
+  keys = hyperparams.flatten(dict(experiment.initial), 'hyperparams')
+  missing = [key for key in keys if key not in rows]
+  if missing:
+    raise errors.WorkdirError(
+      f'{metrics}: has no column {missing[0]}; put the file back'
+    )
   schedules = {
     name.removeprefix('learning_rate').lstrip('/'): schedule.make_schedule(s)
     for name, s in schedule.make_schedules(

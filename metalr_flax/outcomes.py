@@ -82,19 +82,19 @@ def from_json(cell: cells.Cell, values: Any) -> Outcome | None:
   try:
     outcome = Outcome(
       cell=cell,
-      first_seed=values['first_seed'],
+      first_seed=int(values['first_seed']),
       start=float(_array(values['start'], np.inf)),
       finals=_array(values['finals'], np.inf),
       diverged=np.asarray(values['diverged'], bool),
       steps=np.asarray(values['steps'], int),
       curves=_array(values['curves'], np.inf),
       learned=_array(values['learned'], np.nan),
-      seconds=values['seconds'],
+      seconds=float(values['seconds']),
     )
-  except (KeyError, TypeError, ValueError):
+    runs = (max(1, len(cell.learning_rates)), cell.seeds)
+    points = (runs[0], len(outcome.steps))
+  except (KeyError, TypeError, ValueError, OverflowError):
     return None
-  runs = (max(1, len(cell.learning_rates)), cell.seeds)
-  points = (runs[0], len(outcome.steps))
   shapes = [outcome.finals.shape, outcome.diverged.shape]
   shapes += [outcome.curves.shape, outcome.learned.shape]
   return outcome if shapes == [runs, runs, points, points] else None

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import pathlib
+import shlex
 import time
 from typing import Any
 
@@ -70,6 +71,23 @@ def opened(
       yield Recorder(workdir, config, experiment, state, metrics, writer)
     finally:
       writer.close()
+
+
+def check(workdir: pathlib.Path, record: Mapping[str, Any]) -> None:
+  """Refuses a checkpoint's record that does not fit what is in the workdir.
+
+  Raises:
+    WorkdirError: saying what does not.
+  """
+  records.check(workdir / workdir_lib.METRICS, record)
+  sizes = record.get('event_sizes')
+  if not isinstance(sizes, dict) or not all(
+    isinstance(size, int) for size in sizes.values()
+  ):
+    raise errors.WorkdirError(
+      f'{workdir}: its checkpoint lacks the sizes of the event files; bring '
+      f'back a copy of the checkpoint, or choose another --workdir='
+    )
 
 
 class Recorder:
@@ -169,10 +187,11 @@ class Recorder:
       f'{k} nan' if v is None else f'{k} {v:.6g}' for k, v in results.items()
     )
     console.say(f'done: {shown}')
+    logdir = _logdir(self._workdir)
     console.say(
       f'everything is in {self._workdir}: {workdir_lib.METRICS}, '
       f'{workdir_lib.RESULTS}, {workdir_lib.SCHEDULE}, {workdir_lib.PLOT}\n'
-      f'look at it: tensorboard --logdir={_logdir(self._workdir)} '
+      f'look at it: tensorboard --logdir={shlex.quote(str(logdir))} '
       f'--host=localhost'
     )
 

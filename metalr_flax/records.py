@@ -114,20 +114,24 @@ def check(path: pathlib.Path, record: Mapping[str, Any]) -> bytes:
   Raises:
     WorkdirError: where the file is not as recorded.
   """
+  size = record.get('metrics_size')
+  if not isinstance(size, int) or size < 0:
+    raise errors.WorkdirError(
+      f'{path}: the checkpoint does not say how much of it counts '
+      f'(metrics_size={size}); bring back a copy of the checkpoint, or choose '
+      f'another --workdir='
+    )
   try:
     with open(path, 'rb') as file:
-      kept = file.read(record['metrics_size'])
+      kept = file.read(size)
   except FileNotFoundError:
     kept = b''
   # The first checkpoints of release 0.1 have the size alone.
   sha256 = hashlib.sha256(kept).hexdigest()
-  if len(kept) < record['metrics_size'] or (
-    record.get('metrics_sha256', sha256) != sha256
-  ):
+  if len(kept) < size or record.get('metrics_sha256', sha256) != sha256:
     raise errors.WorkdirError(
-      f'{path}: its first {record["metrics_size"]} bytes are not those that '
-      f'the checkpoint recorded; put the file back, or choose another '
-      f'--workdir='
+      f'{path}: its first {size} bytes are not those that the checkpoint '
+      f'recorded; put the file back, or choose another --workdir='
     )
   return kept
 
@@ -143,11 +147,18 @@ def read(
       be a row just being written, or one that a kill has torn.
 
   Raises:
-    WorkdirError: where the file is not as recorded.
+    WorkdirError: where the file is not as recorded, or holds no rows of
+      numbers.
   """
-  text = check(path, record) if record else path.read_bytes()
-  names, *rows = csv.reader(io.StringIO(text.decode(), newline=''))
-  table = np.array(
-    [[float(cell) if cell else np.nan for cell in row] for row in rows]
-  ).reshape(len(rows), len(names))
-  return dict(zip(names, table.T, strict=True))
+  text = path.read_bytes() if record is None else check(path, record)
+  try:
+    names, *rows = csv.reader(io.StringIO(text.decode(), newline=''))
+    table = np.array(
+      [[float(cell) if cell else np.nan for cell in row] for row in rows]
+    ).reshape(len(rows), len(names))
+    return dict(zip(names, table.T, strict=True))
+  except (ValueError, csv.Error) as error:
+    raise errors.WorkdirError(
+      f'{path}: not the metrics of a run ({error}); put the file back, or '
+      f'choose another --workdir='
+    ) from error

@@ -1,7 +1,6 @@
 """The learned schedule: `schedule.json`, and the optax schedule it holds."""
 
 from collections.abc import Mapping, Sequence
-import json
 import pathlib
 from typing import Any
 
@@ -14,6 +13,8 @@ from metalr_flax import errors
 from metalr_flax import hyperparams
 from metalr_flax import storage
 
+_LAST = 2**31 - 1
+_LARGEST = float(np.finfo(np.float32).max)
 Schedules = dict[str, dict[str, list[Any]]]
 
 
@@ -45,7 +46,8 @@ def make_schedules(
 
 def make_schedule(entry: Mapping[str, Any]) -> optax.Schedule:
   """The optax schedule of one entry of `schedule.json`."""
-  steps = np.asarray(entry['inner_step'], np.int32)
+  # An optimizer's count goes no further.
+  steps = np.array([min(s, _LAST) for s in entry['inner_step']], np.int32)
   values = np.asarray(entry['value'], np.float32)
 
   def schedule(count: jax.typing.ArrayLike) -> jax.Array:
@@ -75,22 +77,25 @@ def save_schedule(
   Args:
     path: the file; one that is there is replaced.
     values: by name, the value in use at updates 0, every, 2 every, ...
-    every: updates between two values, >= 1.
+    every: updates between two values, an integer >= 1.
 
   Raises:
-    ValueError: for no values, one that is not finite, or `every` below 1.
+    ValueError: for no values, one that is not finite in float32, or an `every`
+      that is no integer >= 1.
   """
-  if every < 1:
-    raise ValueError(f'save_schedule: every={every}: must be >= 1')
+  if not isinstance(every, (int, np.integer)) or every < 1:
+    raise ValueError(f'save_schedule: every={every}: must be an integer >= 1')
+  if not values:
+    raise ValueError('save_schedule: values={}: must name a hyperparameter')
   schedules: Schedules = {}
   for name, column in values.items():
-    numbers = [float(value) for value in column]
-    if not numbers or not np.all(np.isfinite(numbers)):
-      raise ValueError(
-        f'save_schedule: {name}: must be one finite number or more'
-      )
-    steps = [every * place for place in range(len(numbers))]
-    schedules[name] = {'inner_step': steps, 'value': numbers}
+    try:
+      numbers = [float(value) for value in column]
+      steps = [int(every) * place for place in range(len(numbers))]
+      schedules[name] = {'inner_step': steps, 'value': numbers}
+      _check(schedules[name])
+    except (TypeError, ValueError) as error:
+      raise ValueError(f'save_schedule: {name}: {error}') from error
   storage.write_json(pathlib.Path(path), schedules)
 
 
@@ -115,18 +120,39 @@ def load_schedule(
   schedules = _read(path)
   if name not in schedules:
     raise errors.ConfigError(
-      f'{path}: has no {name}; it has {", ".join(schedules)}'
+      f'{path}: has no {name}; it has {", ".join(schedules) or "nothing"}'
     )
   return make_schedule(schedules[name])
 
 
 def _read(path: str | pathlib.Path) -> Schedules:
   try:
-    schedules = json.loads(pathlib.Path(path).read_text(encoding='utf-8'))
-    if not all({'inner_step', 'value'} <= s.keys() for s in schedules.values()):
-      raise ValueError('inner_step or value is missing')
-  except (OSError, ValueError, AttributeError) as error:
+    schedules = storage.read_json(pathlib.Path(path))
+    if not isinstance(schedules, dict):
+      raise ValueError('no mapping of names')
+    for entry in schedules.values():
+      _check(entry)
+  except (OSError, ValueError) as error:
     raise errors.ConfigError(
       f'{path}: not a schedule ({error}); give a schedule.json of a run'
     ) from error
   return schedules
+
+
+def _check(entry: Any) -> None:
+  """Refuses an entry that is no schedule.
+
+  Raises:
+    ValueError: saying what is wrong with it.
+  """
+  if not isinstance(entry, dict) or not {'inner_step', 'value'} <= entry.keys():
+    raise ValueError('inner_step or value is missing')
+  steps, values = entry['inner_step'], entry['value']
+  if not isinstance(steps, list) or not all(type(s) is int for s in steps):
+    raise ValueError('inner_step must be a list of integers')
+  if not steps or steps[0] != 0 or steps != sorted({*steps}):
+    raise ValueError('inner_step must ascend from 0')
+  if not isinstance(values, list) or len(values) != len(steps):
+    raise ValueError('value must be a list as long as inner_step')
+  if not all(type(v) in (int, float) and abs(v) <= _LARGEST for v in values):
+    raise ValueError('value must be numbers, finite in float32')

@@ -8,7 +8,7 @@ bit of the result.
 
 from collections.abc import Callable, Mapping
 import dataclasses
-import json
+import functools
 import pathlib
 from typing import Any
 
@@ -22,7 +22,6 @@ from metalr_flax import fields
 from metalr_flax import interrupts
 from metalr_flax import outer
 from metalr_flax import recorder as recorder_lib
-from metalr_flax import records
 from metalr_flax import saving
 from metalr_flax import state as state_lib
 from metalr_flax import storage
@@ -99,8 +98,8 @@ def _run_locked(
     )
     return
   if found:  # refused before anything is changed
-    metrics = run.workdir / workdir_lib.METRICS
-    storage.retried(lambda: records.check(metrics, found.record), metrics)
+    check = functools.partial(recorder_lib.check, run.workdir, found.record)
+    storage.retried(check, run.workdir)
   storage.write_json(run.workdir / workdir_lib.CONFIG, run.config)
   storage.retried(lambda: checkpoint.clean(directory, found), directory)
   record = recorder_lib.EMPTY_RECORD
@@ -122,8 +121,8 @@ def _run_locked(
 
 def _is_finished(run: Run, step: int) -> bool:
   try:
-    text = (run.workdir / workdir_lib.RESULTS).read_text(encoding='utf-8')
-    return json.loads(text)['outer_step'] == step == run.num_outer_steps
+    results = storage.read_json(run.workdir / workdir_lib.RESULTS)
+    return results['outer_step'] == step == run.num_outer_steps
   except (OSError, ValueError, KeyError, TypeError):
     return False
 
