@@ -20,6 +20,9 @@ from collections.abc import Sequence
 import sys
 from typing import TYPE_CHECKING
 
+from metalr_flax import console
+from metalr_flax import errors
+
 if TYPE_CHECKING:
   from metalr_flax import finite_difference
 
@@ -28,43 +31,45 @@ WARM_UP = 3  # windows of training before the one that is audited
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the command line; returns its exit status."""
+  given = sys.argv[1:] if argv is None else argv
+  rows: list[finite_difference.Row] = []
+  status = errors.status_of(lambda: rows.extend(_audit(given)))
+  return status or int(not all(row.agrees for row in rows))
+
+
+def _audit(argv: Sequence[str]) -> 'list[finite_difference.Row]':
   from metalr_flax import cli
-  from metalr_flax import errors
 
-  arguments = sys.argv[1:] if argv is None else argv
-  try:
-    config = cli.parse('metalr_flax.audit', arguments, __doc__ or '').config
-    if config['meta']['estimator'] == 'none':
-      raise errors.ConfigError.of(
-        'meta.estimator',
-        'none',
-        'has no meta-gradient to audit',
-        'set --config.meta.estimator=forward or reverse',
-      )
-    from metalr_flax import finite_difference  # imports JAX
+  config = cli.parse('metalr_flax.audit', argv, __doc__ or '').config
+  if config['meta']['estimator'] == 'none':
+    raise errors.ConfigError.of(
+      'meta.estimator',
+      'none',
+      'has no meta-gradient to audit',
+      'set --config.meta.estimator=forward or reverse',
+    )
+  from metalr_flax import finite_difference  # imports JAX
 
+  with errors.exits_refused('task.name or model.name'):
     rows = finite_difference.audit(config, WARM_UP)
-  except errors.MetalrError as error:
-    print(f'metalr_flax: error: {error}', file=sys.stderr)
-    return error.status
   _print(rows, finite_difference.TOLERANCE)
-  return 0 if all(row.agrees for row in rows) else 1
+  return rows
 
 
 def _print(rows: 'list[finite_difference.Row]', tolerance: float) -> None:
   width = max(len('hyperparameter'), *(len(row.name) for row in rows))
-  print(
+  console.say(
     f'{"hyperparameter".ljust(width)}  {"dF/deta":>14}  {"difference":>14}  '
     f'{"error":>8}'
   )
   for row in rows:
-    print(
+    console.say(
       f'{row.name.ljust(width)}  {row.gradient:14.7g}  '
       f'{row.difference:14.7g}  {row.error:8.1e}  '
       f'{"ok" if row.agrees else "FAILS"}'
     )
   failed = sum(not row.agrees for row in rows)
-  print(
+  console.say(
     f'{failed} of {len(rows)} differ by more than {tolerance:g}'
     if failed
     else f'all {len(rows)} agree with finite differences to {tolerance:g}'

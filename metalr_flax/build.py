@@ -162,10 +162,10 @@ def fitting(model: str, task: str) -> Iterator[None]:
   except (TypeError, ValueError, AssertionError, IndexError) as error:
     if ':' in model or ':' in task:
       raise
+    reason = errors.text_of(error).partition('\n')[0][:200]
     raise errors.ConfigError(
-      f'model.name={model}: does not fit task.name={task} '
-      f'({str(error).splitlines()[0][:200]}); change model.kwargs or '
-      f'task.kwargs'
+      f'model.name={model}: does not fit task.name={task} ({reason}); change '
+      f'model.kwargs or task.kwargs'
     ) from error
 
 

@@ -101,7 +101,7 @@ def check_update(
   except (
     TypeError, ValueError, OverflowError, AttributeError, IndexError
   ) as error:  # fmt: skip
-    first = str(error).split('\n')[0]
+    first = errors.text_of(error).partition('\n')[0]
     raise errors.ConfigError(
       f'{field}: {name} refuses its arguments or the parameters '
       f'({first}); change them or the optimizer'

@@ -19,6 +19,7 @@ from metalr_flax import config as config_lib
 from metalr_flax import errors
 from metalr_flax import fields
 
+COMPARE = 'metalr_flax.compare'
 _FLAGS = ('config', 'workdir', 'help')
 
 
@@ -67,21 +68,19 @@ def parse(
   given, rest = _split(argv)
   name, *argument = given.split(':', 1)  # file.py:argument is allowed
   path = _config_path(name)
+  loaded = _load(path, argument)
+  _check_command(module, path, loaded, argv)
   for field in _overridden(rest):
     check_name(field)
-  values = _parse_flags(rest, path, _load(path, argument))
+  values = _parse_flags(rest, path, loaded)
   try:
     config = values.config.to_dict()
   except Exception as error:  # a placeholder without value, a bad reference
-    raise errors.ConfigError(f'config={path}: {error}; complete it') from error
-  workdir = values.workdir
-  if workdir is None:
-    workdir = pathlib.Path('checkpoints') / path.stem
-  elif not workdir:
-    raise errors.ConfigError('workdir=: must not be empty; leave the flag out')
+    text = errors.text_of(error)
+    raise errors.ConfigError(f'config={path}: {text}; complete it') from error
   return Arguments(
     config=resolve(config),
-    workdir=pathlib.Path(workdir),
+    workdir=_workdir(values.workdir, path),
     command=_command(module, argv),
   )
 
@@ -92,6 +91,40 @@ def _print(text: str) -> None:
     print(text, flush=True)
   except OSError:
     sys.stdout = open(os.devnull, 'w')  # noqa: SIM115
+
+
+def _check_command(
+  module: str,
+  path: pathlib.Path,
+  config: config_dict.ConfigDict,
+  argv: Sequence[str],
+) -> None:
+  """Refuses the config of another command, with the command that takes it."""
+  wanted = COMPARE if 'problems' in config else 'metalr_flax.main'
+  if (module == COMPARE) != (wanted == COMPARE) and (
+    'problems' in config or 'meta' in config
+  ):
+    kind = 'a comparison' if wanted == COMPARE else 'a training run'
+    command = shlex.join(['python', '-m', wanted, *argv])
+    raise errors.ConfigError(f'config={path}: is for {kind}; run {command}')
+
+
+def _workdir(given: str | None, config: pathlib.Path) -> pathlib.Path:
+  """The folder that `--workdir` names: a local one."""
+  if given is None:
+    return pathlib.Path('checkpoints') / config.stem
+  if not given:
+    raise errors.ConfigError('workdir=: must not be empty; leave the flag out')
+  if re.match(r'[A-Za-z][A-Za-z0-9+.-]*://', given):
+    raise errors.ConfigError.of(
+      'workdir', given, 'must be a local folder', 'mount it, or copy it there'
+    )
+  path = os.path.expanduser(given)
+  if path.startswith('~'):
+    raise errors.ConfigError.of(
+      'workdir', given, 'there is no such user', f'for a folder write ./{given}'
+    )
+  return pathlib.Path(path)
 
 
 def _flag(argument: str) -> tuple[str, str | None]:
@@ -133,7 +166,7 @@ def _load(path: pathlib.Path, argument: list[str]) -> config_dict.ConfigDict:
   """
   try:
     config = runpy.run_path(str(path))['get_config'](*argument)
-  except (Exception, SystemExit) as error:  # whatever the user's file raises
+  except (Exception, SystemExit, GeneratorExit) as error:
     raise _broken_file(path, error) from error
   if not isinstance(config, config_dict.ConfigDict):
     raise errors.ConfigError.of(
@@ -142,10 +175,12 @@ def _load(path: pathlib.Path, argument: list[str]) -> config_dict.ConfigDict:
       f'get_config() must return a ConfigDict, not {type(config).__name__}',
       'see configs/default.py',
     )
+  if isinstance(config, config_dict.FrozenConfigDict):
+    config = config_dict.ConfigDict(config)  # flags have to change it
   for field, value in fields.OPTIONAL.items():  # so that flags reach it
     section, _, name = field.partition('.')
     holder = config.get(section)
-    if isinstance(holder, config_dict.ConfigDict) and name not in holder:
+    if type(holder) is config_dict.ConfigDict and name not in holder:
       with holder.unlocked():
         holder[name] = value
   return config
@@ -234,7 +269,7 @@ def _broken_file(
   ]
   where = f'{path}:{lines[-1]}' if lines else str(path)
   return errors.ConfigError(
-    f'config={where}: {type(error).__name__}: {error}; '
+    f'config={where}: {type(error).__name__}: {errors.text_of(error)}; '
     f'a config file defines get_config() -> ConfigDict'
   )
 

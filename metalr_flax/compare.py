@@ -40,7 +40,7 @@ def _compare(argv: Sequence[str], stop: interrupts.StopRequest) -> None:
   from metalr_flax import comparison_workdir
 
   arguments = cli.parse(
-    'metalr_flax.compare',
+    cli.COMPARE,
     argv,
     __doc__ or '',
     check_name=comparison_config.check_name,
@@ -51,7 +51,8 @@ def _compare(argv: Sequence[str], stop: interrupts.StopRequest) -> None:
   )
   from metalr_flax import comparison  # imports JAX: only when all is fine
 
-  comparison.run(arguments.config, arguments.workdir, stop=stop)
+  with errors.exits_refused('problems'):
+    comparison.run(arguments.config, arguments.workdir, stop=stop)
 
 
 if __name__ == '__main__':

@@ -1,4 +1,4 @@
-"""Pictures of a comparison; beside `plots`, the other that knows matplotlib.
+"""Pictures of a comparison.
 
 Each is a grid of panels, a row for a problem and a column for an optimizer,
 which a run's single panel has nothing in common with.
@@ -8,13 +8,10 @@ from collections.abc import Callable, Sequence
 import io
 import pathlib
 
-from matplotlib import figure
-from matplotlib.artist import Artist
-from matplotlib.axes import Axes
-from matplotlib.backends import backend_agg
 import numpy as np
 
 from metalr_flax import cells
+from metalr_flax import drawing
 from metalr_flax import outcomes
 from metalr_flax import standings as standings_lib
 from metalr_flax import storage
@@ -27,7 +24,7 @@ COLORS = {
 }
 _DASHES = {**dict.fromkeys(cells.GRID, '--')}
 _TINY = 1e-12  # where a logarithmic axis ends
-DrawPanel = Callable[[Axes, str, str], None]
+DrawPanel = Callable[[drawing.Axes, str, str], None]
 
 
 def plot_all(folder: pathlib.Path, standings: standings_lib.Standings) -> None:
@@ -40,16 +37,16 @@ def plot_all(folder: pathlib.Path, standings: standings_lib.Standings) -> None:
   if not standings.pairs:
     return
 
-  def finals(axes: Axes, problem: str, optimizer: str) -> None:
+  def finals(axes: drawing.Axes, problem: str, optimizer: str) -> None:
     _draw_finals(axes, standings, problem, optimizer)
 
-  def schedules(axes: Axes, problem: str, optimizer: str) -> None:
+  def schedules(axes: drawing.Axes, problem: str, optimizer: str) -> None:
     _draw_schedules(axes, standings, problem, optimizer)
 
-  def curves(axes: Axes, problem: str, optimizer: str) -> None:
+  def curves(axes: drawing.Axes, problem: str, optimizer: str) -> None:
     _draw_curves(axes, standings, problem, optimizer, gradients=False)
 
-  def costs(axes: Axes, problem: str, optimizer: str) -> None:
+  def costs(axes: drawing.Axes, problem: str, optimizer: str) -> None:
     _draw_curves(axes, standings, problem, optimizer, gradients=True)
 
   _plot(
@@ -100,15 +97,15 @@ def _plot(
   problems = list(dict.fromkeys(p for p, _ in standings.pairs))
   optimizers = list(dict.fromkeys(o for _, o in standings.pairs))
   rows, columns = len(problems), len(optimizers)
-  fig = figure.Figure(
+  fig = drawing.figure.Figure(
     figsize=(1.5 + 3.6 * columns, 1.2 + 2.3 * rows),
     dpi=100,
     layout='constrained',
   )
-  canvas = backend_agg.FigureCanvasAgg(fig)
+  canvas = drawing.FigureCanvasAgg(fig)
   panels = fig.subplots(rows, columns, squeeze=False, sharex='row')
   fig.suptitle(title, fontsize=11, wrap=True)
-  handles: dict[str, Artist] = {}
+  handles: dict[str, drawing.Artist] = {}
   for i, problem in enumerate(problems):
     for j, optimizer in enumerate(optimizers):
       axes = panels[i, j]
@@ -153,7 +150,10 @@ def _found(
 
 
 def _draw_finals(
-  axes: Axes, standings: standings_lib.Standings, problem: str, optimizer: str
+  axes: drawing.Axes,
+  standings: standings_lib.Standings,
+  problem: str,
+  optimizer: str,
 ) -> None:
   """Lines over the rate; a diverged one is a cross at the upper edge."""
   axes.set(xscale='log', yscale='log')
@@ -184,7 +184,10 @@ def _draw_finals(
 
 
 def _draw_schedules(
-  axes: Axes, standings: standings_lib.Standings, problem: str, optimizer: str
+  axes: drawing.Axes,
+  standings: standings_lib.Standings,
+  problem: str,
+  optimizer: str,
 ) -> None:
   axes.set(yscale='log')
   found = _found(standings, problem, optimizer, cells.STARTED)
@@ -209,7 +212,7 @@ def _draw_schedules(
 
 
 def _draw_curves(
-  axes: Axes,
+  axes: drawing.Axes,
   standings: standings_lib.Standings,
   problem: str,
   optimizer: str,

@@ -60,9 +60,9 @@ def say(text: str) -> None:
   text = text.encode(encoding, 'backslashreplace').decode(encoding)
   try:
     print(text, flush=True)
-  except OSError as error:
-    logging.warning('stdout: %s; going on without it', error)
+  except (OSError, ValueError) as error:  # ValueError: it was closed
     sys.stdout = open(os.devnull, 'w')  # noqa: SIM115
+    logging.warning('stdout: %s; going on without it', error)
 
 
 class Progress:

@@ -31,11 +31,12 @@ def find(field: str, name: str) -> Any:
   """What `package.module:Name` stands for."""
   module_name, _, class_name = name.partition(':')
   try:
-    return getattr(importlib.import_module(module_name), class_name)
+    with errors.exits_refused(f'{field}={name}'):
+      return getattr(importlib.import_module(module_name), class_name)
   except (ImportError, AttributeError) as error:
     raise errors.ConfigError(
-      f'{field}={name}: cannot be imported ({error}); check the name, and that '
-      f'its folder is the current one or on PYTHONPATH'
+      f'{field}={name}: cannot be imported ({errors.text_of(error)}); check '
+      f'the name, and that its folder is the current one or on PYTHONPATH'
     ) from error
 
 
@@ -49,10 +50,12 @@ def construct(field: str, cls: type, arguments: dict[str, Any]) -> Any:
   ours = cls.__module__.startswith('metalr_flax.')
   refusals = (ValueError, TypeError, OverflowError) if ours else ValueError
   try:
-    return cls(**arguments)
+    with errors.exits_refused(f'{field}: {cls.__name__}'):
+      return cls(**arguments)
   except refusals as error:
     raise errors.ConfigError(
-      f'{field}: {cls.__name__} refuses its arguments ({error}); change them'
+      f'{field}: {cls.__name__} refuses its arguments '
+      f'({errors.text_of(error)}); change them'
     ) from error
 
 

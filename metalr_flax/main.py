@@ -37,12 +37,13 @@ def _train(argv: Sequence[str], stop: interrupts.StopRequest) -> None:
   workdir.check(arguments.workdir, arguments.config, arguments.command)
   from metalr_flax import launch  # imports JAX: only when all is fine so far
 
-  launch.run(
-    arguments.config,
-    arguments.workdir,
-    command=arguments.command,
-    stop=stop,
-  )
+  with errors.exits_refused('task.name or model.name'):
+    launch.run(
+      arguments.config,
+      arguments.workdir,
+      command=arguments.command,
+      stop=stop,
+    )
 
 
 if __name__ == '__main__':

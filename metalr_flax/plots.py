@@ -1,16 +1,12 @@
-"""Pictures of a run. The only file that knows matplotlib."""
+"""Pictures of a run."""
 
 from collections.abc import Mapping
 import io
 import pathlib
 
-from matplotlib import figure
-from matplotlib import image
-from matplotlib import ticker
-from matplotlib.axes import Axes
-from matplotlib.backends import backend_agg
 import numpy as np
 
+from metalr_flax import drawing
 from metalr_flax import storage
 
 
@@ -32,8 +28,8 @@ def plot_learned(
   Returns:
     The picture, uint8 [height, width, 4].
   """
-  fig = figure.Figure(figsize=(8, 6), dpi=120, layout='constrained')
-  canvas = backend_agg.FigureCanvasAgg(fig)
+  fig = drawing.figure.Figure(figsize=(8, 6), dpi=120, layout='constrained')
+  canvas = drawing.FigureCanvasAgg(fig)
   upper, lower = fig.subplots(2, 1, sharex=True)
   names = [name.replace('_', ' ') for name in learned]
   whose = names[0] if len(names) == 1 else 'hyperparameters'
@@ -52,19 +48,19 @@ def plot_learned(
   canvas.draw()
   pixels = np.asarray(canvas.buffer_rgba())
   png = io.BytesIO()
-  image.imsave(png, pixels, format='png')
+  drawing.image.imsave(png, pixels, format='png')
   storage.write_bytes(path, png.getvalue())
   return pixels
 
 
-def _set_log_scale(axes: Axes) -> None:
+def _set_log_scale(axes: drawing.Axes) -> None:
   """A log scale with plain numbers, several of them on a short range too."""
   if not np.isfinite(axes.dataLim.minposy):
     return  # nothing to show yet, or nothing above 0
   axes.set_yscale('log')
   axes.grid(True, which='both', alpha=0.25)
-  axes.yaxis.set_major_formatter(ticker.StrMethodFormatter('{x:g}'))
+  axes.yaxis.set_major_formatter(drawing.ticker.StrMethodFormatter('{x:g}'))
   low, high = axes.get_ylim()
   if high < 10 * low:
-    axes.yaxis.set_major_locator(ticker.MaxNLocator(6))
-    axes.yaxis.set_minor_locator(ticker.NullLocator())
+    axes.yaxis.set_major_locator(drawing.ticker.MaxNLocator(6))
+    axes.yaxis.set_minor_locator(drawing.ticker.NullLocator())

@@ -13,6 +13,7 @@ PACKAGE = pathlib.Path(metalr_flax.__file__).parent
 # From the bottom up: a module imports only from lines above its own.
 LAYERS = [
   {'errors', 'ranges', 'state', 'interrupts', 'fields', 'jaxprs', 'storage'},
+  {'console', 'drawing'},
   {'products', 'hyperparams', 'optimizers', 'curvature', 'safe_derivatives'},
   {
     'config',
@@ -32,7 +33,7 @@ LAYERS = [
   {'forward_gradient'},
   {'meta_gradient', 'online'},
   {'outer', 'tuner'},
-  {'tuning', 'models', 'tasks', 'console', 'writers', 'checkpoint'},
+  {'tuning', 'models', 'tasks', 'writers', 'checkpoint'},
   {'lookup', 'saving'},
   {'build_optimizers'},
   {'build', 'report'},
@@ -49,7 +50,7 @@ DOORS = {
   'tensorstore': {'arrays'},
   'clu': {'writers'},
   'tensorboard': {'writers'},
-  'matplotlib': {'plots', 'comparison_plots'},
+  'matplotlib': {'drawing'},
   'ml_collections': {'cli', 'loading'},
   'sklearn': {'tasks'},
 }

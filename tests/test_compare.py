@@ -177,6 +177,28 @@ def test_pictures_are_there(finished):
     assert content.startswith(b'\x89PNG')
 
 
+@pytest.mark.parametrize(
+  'backend', ['module://matplotlib_inline.backend_inline', 'pdf', '']
+)
+def test_pictures_do_not_depend_on_the_backend_that_jupyter_names(backend):
+  """It does so for every process that it starts."""
+  code = (
+    'import os, sys\n'
+    'from metalr_flax import comparison_plots, drawing, plots\n'
+    'drawing.FigureCanvasAgg(drawing.figure.Figure()).draw()\n'
+    'print(os.environ["MPLBACKEND"], "matplotlib.pyplot" in sys.modules)'
+  )
+  process = subprocess.run(
+    [sys.executable, '-c', code],
+    cwd=ROOT,
+    env={**os.environ, 'MPLBACKEND': backend},
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert process.stdout == f'{backend} False\n', process.stderr
+
+
 def test_again_it_trains_nothing_and_writes_the_same(
   finished, monkeypatch, capsys
 ):
@@ -200,12 +222,13 @@ def test_again_it_trains_nothing_and_writes_the_same(
 
 def run_here(argv):
   """The command in this process, its signal handlers put back."""
-  handlers = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)]
+  numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+  handlers = [signal.getsignal(number) for number in numbers]
   try:
     return compare.main(argv)
   finally:
-    signal.signal(signal.SIGTERM, handlers[0])
-    signal.signal(signal.SIGINT, handlers[1])
+    for number, handler in zip(numbers, handlers, strict=True):
+      signal.signal(number, handler)
 
 
 def test_a_damaged_cell_and_one_of_another_config_are_done_again(finished):
@@ -394,6 +417,7 @@ WRONG = {
   'order': (['--config.learning_rates=0.1,0.01'], 'learning_rates=', 'ascend'),
   'model argument': (["--config.problems.digits_mlp.model.kwargs={'width': 3}"], 'problems.digits_mlp.model.kwargs: MLP', 'features'),
   'fit': (['--config.problems.digits_mlp.model.kwargs.features=(3, 10)'], 'problems.digits_mlp.model.name=mlp', 'does not fit'),
+  'config of the trainer': ([f'--config={ROOT / "configs" / "default.py"}'], 'default.py: is for a training run; run python -m metalr_flax.main --config='),
   'optimizer argument': (['--config.optimizers.sgd={"momentun": 0.9}'], 'optimizers.sgd', 'momentun'),
 }  # fmt: skip
 
@@ -408,6 +432,21 @@ def test_a_mistake_is_one_line_with_status_2(name, tmp_path, capsys):
   assert printed.err.count('\n') == 1
   for part in ('; ', *parts):
     assert part in printed.err
+  assert not list(tmp_path.iterdir())
+
+
+def test_a_task_that_ends_the_program_is_status_2(tmp_path, capsys):
+  for name in ('Exits', 'ExitsInLoss'):
+    problem = '--config.problems.digits_mlp'
+    argv = [
+      f"{problem}.task={{'name': 'users_code:{name}', 'batch_size': 2, 'path': '', 'kwargs': {{}}}}"
+    ]
+    assert run_here([*BASE, *argv, f'--workdir={tmp_path / "run"}']) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ''
+    assert 'problems' in printed.err
+    assert 'ends the program (SystemExit: 0); ' in printed.err
+    assert printed.err.count('\n') == 1
   assert not list(tmp_path.iterdir())
 
 

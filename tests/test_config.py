@@ -284,6 +284,9 @@ WRONG_LINES = {
   'spaces around =': (['--config.seed', '=', '3'], 'seed==: must be an integer'),
   'no value': (['--config.seed'], 'Missing value', '--config.seed'),
   'empty workdir': (['--workdir='], 'workdir=: must not be empty', 'leave the flag out'),
+  'bucket': (['--workdir=gs://bucket/run'], 'workdir=gs://bucket/run: must be a local folder', 'mount it'),
+  'URL': (['--workdir=file:///run'], 'workdir=file:///run: must be a local folder'),
+  "nobody's home": (['--workdir=~nobody_at_all/run'], 'workdir=~nobody_at_all/run: there is no such user', './~nobody_at_all/run'),
   'workdir, no value': (['--workdir'], 'Missing value', '--workdir'),
   # The config file.
   'repeated, last is bad': (['--config=nowhere.py'], 'config=nowhere.py: no such file'),
@@ -302,6 +305,7 @@ WRONG_FILES = {
   'NUL in the name': (['--config=a\0b'], ': no such file'),
   'space before the name': ([f'--config= {CONFIGS / "default.py"}'], ': no such file'),
   'an argument': ([f'{DEFAULT}:fast'], 'default.py: TypeError: get_config() takes 0', 'get_config() -> ConfigDict'),
+  'of a comparison': ([f'--config={CONFIGS / "compare.py"}', '--config.only=text', '--workdir=a b'], 'compare.py: is for a comparison; run python -m metalr_flax.compare --config=', "compare.py --config.only=text '--workdir=a b'"),
   'an empty argument': ([f'{DEFAULT}:'], 'default.py: TypeError: get_config() takes 0'),
 }  # fmt: skip
 
@@ -341,7 +345,14 @@ WRONG_SOURCES = {
   'returns an empty config': (HEAD + '  return config_dict.ConfigDict()\n', 'seed: missing'),
   'placeholder': (HEAD + "  return config_dict.ConfigDict({'seed': config_dict.placeholder(int)})\n", 'seed=None: must be an integer'),
   'required placeholder': (HEAD + "  return config_dict.ConfigDict({'seed': config_dict.required_placeholder(int)})\n", 'RequiredValueError', 'correct that file'),
-  'frozen': (HEAD + '  return config_dict.FrozenConfigDict()\n', 'immutable', 'correct that file'),
+  'frozen and empty': (HEAD + '  return config_dict.FrozenConfigDict()\n', 'seed: missing'),
+  'a frozen section': (COPY + '  meta = c.meta.to_dict()\n  del c.meta\n  c.meta = config_dict.FrozenConfigDict(meta)\n  return c\n', 'immutable', 'correct that file'),
+  'exits inside': (HEAD + '  raise GeneratorExit\n', 'bad.py:5: GeneratorExit'),
+  'an exception without words': ('class E(Exception):\n  def __str__(self):\n    1 / 0\n\n\nraise E()\n', 'bad.py:6: E: no message'),
+  'holds itself': (COPY + '  c.model.kwargs.me = c\n  return c\n', 'model: holds itself'),
+  'holds its section': (COPY + '  c.model.kwargs.me = c.model\n  return c\n', 'model: holds itself'),
+  'holds a list in itself': (COPY + '  x = []\n  x.append(x)\n  c.model.kwargs.x = x\n  return c\n', 'model: holds itself'),
+  'holds what cannot be shown': (COPY + '  class E:\n    def __repr__(self):\n      1 / 0\n  c.model.kwargs.x = E()\n  return c\n', 'model.kwargs.x=a E: must be a number'),
   'holds a function': (COPY + '  c.model.kwargs.act = print\n  return c\n', 'model.kwargs.act=<built-in function print>: must be a number, a string'),
   'holds a class': (COPY + '  c.model.kwargs.act = int\n  return c\n', "model.kwargs.act=<class 'int'>: must be a number, a string"),
   'holds a set': (COPY + '  c.inner.kwargs.a = {1}\n  return c\n', 'inner.kwargs.a={1}: must be a number, a string'),
@@ -385,6 +396,9 @@ GOOD_LINES = {
   'last file, first missing': (['--config=nowhere.py', DEFAULT], 'checkpoints/default', {}),
   'workdir with spaces': ([DEFAULT, '--workdir=my runs/a b'], 'my runs/a b', {}),
   'workdir with =': ([DEFAULT, '--workdir=lr=0.1'], 'lr=0.1', {}),
+  'workdir at home': ([DEFAULT, '--workdir=~/run'], pathlib.Path.home() / 'run', {}),
+  'workdir called ~': ([DEFAULT, '--workdir=./~'], '~', {}),
+  'workdir with a colon': ([DEFAULT, '--workdir=a:/b'], 'a:/b', {}),
   'workdir above': ([DEFAULT, '--workdir=../w/'], '../w', {}),
   # Values.
   'zero steps': ([DEFAULT, '--config.num_outer_steps=0'], 'checkpoints/default', {'num_outer_steps': 0}),
@@ -436,6 +450,14 @@ def test_a_good_command_line_resolves(argv, workdir, fields, capfd):
     assert type(value) is type(expected)
   assert_resolved(arguments.config)
   assert capfd.readouterr() == ('', '')
+
+
+def test_a_frozen_config_may_be_overridden(tmp_path):
+  path = tmp_path / 'frozen.py'
+  path.write_text(COPY + '  return config_dict.FrozenConfigDict(c)\n')
+  argv = ['--config.seed=3', '--config.task.kwargs.skip=2']
+  frozen = parse(f'--config={path}', *argv).config
+  assert frozen == parse(DEFAULT, *argv).config
 
 
 def assert_resolved(config):

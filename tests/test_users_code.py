@@ -3,6 +3,7 @@
 import functools
 import json
 import shutil
+import signal
 
 from flax import nnx
 import jax
@@ -14,7 +15,9 @@ import runs
 import users_code
 
 import metalr_flax
+from metalr_flax import audit
 from metalr_flax import errors
+from metalr_flax import main
 from metalr_flax import records
 
 FIELDS = {
@@ -166,6 +169,38 @@ def test_refusals_come_before_anything_is_written(tmp_path, fields, names):
   workdir = tmp_path / 'new'
   with pytest.raises(errors.ConfigError, match=names):
     runs.run_here(workdir, **{**FIELDS, **fields})
+  assert not workdir.exists()
+
+
+@pytest.mark.parametrize(
+  ('fields', 'parts'),
+  [
+    ({'task__name': 'users_code:Exits'}, ['task.kwargs: Exits: ', 'SystemExit: 0']),
+    ({'task__name': 'users_code:ExitsInLoss'}, ['task.name or model.name: ', 'SystemExit: 0']),
+    ({'model__name': 'users_code:ExitingModel', 'model__kwargs': {}}, ['model.kwargs: ExitingModel: ', 'GeneratorExit']),
+    ({'meta__groups': 'users_code:exiting_labels'}, ['task.name or model.name: ', 'SystemExit']),
+    ({'model__name': 'users_code:Wordless', 'model__kwargs': {}}, ['model.kwargs: Wordless refuses', '(no message)']),
+    ({'task__name': 'exits_at_once:Task'}, ['task.name=exits_at_once:Task: ', 'SystemExit: 3']),
+  ],
+)  # fmt: skip
+@pytest.mark.parametrize('command', [main, audit], ids=['main', 'audit'])
+def test_code_that_ends_the_program_is_an_error(
+  command, fields, parts, tmp_path, monkeypatch, capsys
+):
+  """Not the command's end with status 0, as if all were done."""
+  (tmp_path / 'exits_at_once.py').write_text('raise SystemExit(3)\n')
+  monkeypatch.syspath_prepend(tmp_path)
+  monkeypatch.setattr(signal, 'signal', lambda *_: None)  # main's handlers
+  if 'task__name' in fields:
+    fields = {'task__kwargs': {}, **fields}
+  workdir = tmp_path / 'run'
+  argv = runs.command(workdir, **{**FIELDS, **fields})
+  assert command.main(argv) == 2
+  printed = capsys.readouterr()
+  assert printed.out == ''
+  assert printed.err.count('\n') == 1
+  for part in ('metalr_flax: error: ', *parts):
+    assert part in printed.err
   assert not workdir.exists()
 
 

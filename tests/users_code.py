@@ -1,5 +1,7 @@
 """A user's own model and task, as they would write them."""
 
+import sys
+
 from flax import nnx
 import jax
 import jax.numpy as jnp
@@ -107,6 +109,45 @@ class Bare:
 
   def loss(self, model, batch):
     return jnp.mean((model(batch['x']) - batch['y']) ** 2), {}
+
+
+class Exits(Plane):
+  """Its constructor does not find what it needs."""
+
+  def __init__(self, batch_size):
+    sys.exit(0)
+
+
+class ExitsInLoss(Plane):
+  """Only its loss does."""
+
+  def __init__(self, batch_size):
+    super().__init__(batch_size, slopes=(1.0, 2.0))
+
+  def loss(self, model, batch):
+    sys.exit(0)
+
+
+class ExitingModel(nnx.Module):
+  """A generator in its constructor was closed."""
+
+  def __init__(self, *, rngs):
+    raise GeneratorExit
+
+
+class Wordless(nnx.Module):
+  """Refuses its arguments with an exception that cannot be shown."""
+
+  def __init__(self, *, rngs):
+    class WordlessError(ValueError):
+      def __str__(self):
+        raise RuntimeError('no words')
+
+    raise WordlessError
+
+
+def exiting_labels(params):
+  sys.exit()
 
 
 class NotAModule:
