@@ -1,4 +1,8 @@
-"""SIGTERM and SIGINT: the first asks to stop, the second stops at once."""
+"""Signals that ask a run to stop: the first does, the second stops at once.
+
+A terminal that is closed sends SIGHUP, once or several times; nobody is there
+to be impatient, so that a second one is ignored.
+"""
 
 import os
 import signal
@@ -21,9 +25,14 @@ class StopRequest:
     self._time = 0.0
 
   def install(self) -> 'StopRequest':
-    """Takes over both signals from their default handlers."""
+    """Takes over SIGTERM, SIGINT and SIGHUP from their default handlers.
+
+    SIGHUP is left alone where it is ignored, as `nohup` arranges it.
+    """
     for number in (signal.SIGTERM, signal.SIGINT):
       signal.signal(number, self._handle)
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+      signal.signal(signal.SIGHUP, self._handle)
     return self
 
   def _handle(self, number: int, frame: types.FrameType | None) -> None:
@@ -31,7 +40,9 @@ class StopRequest:
     if not self.name:
       self._time = time.monotonic()
       self.name = signal.Signals(number).name
-    elif time.monotonic() - self._time >= _SAME_SECS:
+    elif (
+      number != signal.SIGHUP and time.monotonic() - self._time >= _SAME_SECS
+    ):
       signal.signal(number, signal.SIG_DFL)
       os.kill(os.getpid(), number)
 

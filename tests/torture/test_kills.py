@@ -1,5 +1,7 @@
 """Killed anywhere, any number of times: the same bits as if never."""
 
+import os
+import pty
 import random
 import shutil
 import signal
@@ -156,6 +158,84 @@ def test_a_signal_delivered_twice_is_one(number):
   )
   assert process.stdout == f'{number.name}\n'
   assert process.returncode == -number
+
+
+HANGUP = """
+import os, signal, time
+from metalr_flax import interrupts
+signal.signal(signal.SIGHUP, signal.{before})
+stop = interrupts.StopRequest().install()
+for _ in range(2):
+  os.kill(os.getpid(), signal.SIGHUP)
+  time.sleep(0.4)
+print(stop.name or 'goes on')
+"""
+
+
+@pytest.mark.parametrize(
+  ('before', 'says'), [('SIG_DFL', 'SIGHUP'), ('SIG_IGN', 'goes on')]
+)
+def test_a_hangup_asks_to_stop_but_not_under_nohup(before, says):
+  """However often it comes: a shell and the system send one each."""
+  process = subprocess.run(
+    [sys.executable, '-c', HANGUP.format(before=before)],
+    env=runs.environment(),
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert (process.stdout, process.returncode) == (f'{says}\n', 0)
+
+
+# The program as the leader of a terminal's session.
+IN_TERMINAL = """
+import fcntl, os, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+os.execv(sys.executable, [sys.executable, '-m', 'metalr_flax.main', *sys.argv[1:]])
+"""
+
+
+def test_a_terminal_that_is_closed(tmp_path):
+  """SIGHUP, and EIO from then on for all that is printed."""
+  workdir = tmp_path / 'run'
+  fields = {**harness.FIELDS, 'num_outer_steps': 10**6}
+  argv = runs.command(workdir, 'digits_mlp', **fields)
+  terminal, ours = pty.openpty()
+  process = subprocess.Popen(
+    [sys.executable, '-c', IN_TERMINAL, *argv],
+    stdin=ours,
+    stdout=ours,
+    stderr=ours,
+    start_new_session=True,
+    cwd=runs.ROOT,
+    env={**runs.environment(), 'PYTHONUNBUFFERED': ''},
+  )
+  os.close(ours)
+  shown = b''
+  while b'step ' not in shown:
+    shown += os.read(terminal, 10000)
+  os.close(terminal)
+  assert process.wait(timeout=120) == 75
+  step, _ = harness.digest(workdir)
+  assert step == len(runs.rows(workdir))
+
+
+def test_nobody_reads_what_is_printed(tmp_path):
+  """On a full disk, say: the run is done and its status says so."""
+  with open('/dev/full', 'w') as full:
+    process = subprocess.run(
+      [
+        *(sys.executable, '-m', 'metalr_flax.main'),
+        *runs.command(tmp_path, num_outer_steps=2),
+      ],
+      stdout=full,
+      stderr=full,
+      cwd=runs.ROOT,
+      env={**runs.environment(), 'PYTHONUNBUFFERED': ''},
+      check=False,
+    )
+  assert process.returncode == 0
+  assert (tmp_path / 'results.json').exists()
 
 
 def test_signals_while_the_program_starts(share, tmp_path):
