@@ -15,6 +15,8 @@ from metalr_flax import cells
 from metalr_flax import errors
 from metalr_flax import inner
 from metalr_flax import lookup
+from metalr_flax import losses
+from metalr_flax import refusals
 from metalr_flax import tasks
 from metalr_flax.models import functional
 
@@ -106,7 +108,9 @@ def _build(config: Mapping[str, Any], problem: str) -> Arena:
     )
     for split, run in zip(splits, runs, strict=True)
   ]
-  loss_fn = functional.make_loss_fn(splits[0].train, task.loss)
+  loss_fn = losses.checked(
+    'loss_fn', functional.make_loss_fn(splits[0].train, task.loss)
+  )
   _check_fit(section, task, loss_fn, starts[0])
   objective = functools.partial(_objective, task, splits[0].eval)
   # A task without an objective answers None.
@@ -145,5 +149,5 @@ def _check_fit(
     _, batch = task.next(start.data_state)
     return loss_fn(start.params, start.model_state, batch)
 
-  with build.fitting(section['model']['name'], section['task']['name']):
+  with refusals.fitting(section['model']['name'], section['task']['name']):
     jax.eval_shape(loss, start)

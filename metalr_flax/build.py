@@ -4,7 +4,7 @@ Here is decided what takes JAX or the user's own code to decide; a mistake is
 still answered before anything is written.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 import contextlib
 import dataclasses
 import functools
@@ -143,32 +143,6 @@ def _build_problem(
   return problem, initial
 
 
-@contextlib.contextmanager
-def fitting(model: str, task: str) -> Iterator[None]:
-  """Answers a model and a task that do not fit each other with an error line.
-
-  With a class of the user's own it may as well be a bug of theirs, which needs
-  its traceback.
-
-  Args:
-    model: the model's name in the config.
-    task: the task's.
-
-  Raises:
-    ConfigError: for what tracing a loss raises where both are this package's.
-  """
-  try:
-    yield
-  except (TypeError, ValueError, AssertionError, IndexError) as error:
-    if ':' in model or ':' in task:
-      raise
-    reason = errors.text_of(error).partition('\n')[0][:200]
-    raise errors.ConfigError(
-      f'model.name={model}: does not fit task.name={task} ({reason}); change '
-      f'model.kwargs or task.kwargs'
-    ) from error
-
-
 def randomness(config: Config) -> contextlib.AbstractContextManager:
   """Context in which the run draws its random numbers."""
   return jax.threefry_partitionable(config['threefry_partitionable'])
@@ -210,28 +184,6 @@ def build_model(config: Config) -> nnx.Module:
       f'nnx.Module'
     )
   return model
-
-
-def check_learned(
-  experiment: Experiment, state: state_lib.MetaTrainState
-) -> None:
-  """Refuses hyperparameters whose meta-gradient is identically zero.
-
-  Raises:
-    ConfigError: naming the first of them.
-  """
-  # Each one is traced; a learning rate always does something.
-  asked = {n: v for n, v in state.eta.items() if n != 'learning_rate'}
-  if experiment.estimator.kind == 'none' or not asked:
-    return
-  inert = experiment.estimator.find_inert(
-    asked, state.inner, state.data_state, experiment.problem
-  )
-  if inert:
-    raise errors.ConfigError(
-      f'meta.learned.{inert[0]}: its meta-gradient is identically zero with '
-      f'this optimizer, so it cannot be learned; leave it out'
-    )
 
 
 def _build_estimator(config: Config) -> meta_gradient.Estimator:

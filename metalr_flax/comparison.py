@@ -17,8 +17,8 @@ from metalr_flax import comparison_workdir
 from metalr_flax import console
 from metalr_flax import contestants
 from metalr_flax import errors
+from metalr_flax import forward_gradient
 from metalr_flax import interrupts
-from metalr_flax import meta_gradient
 from metalr_flax import outcomes
 from metalr_flax import race
 from metalr_flax import standings as standings_lib
@@ -87,7 +87,7 @@ def _finish(
       )
     except errors.Interrupted as error:
       raise _interrupted(stop, workdir, number - 1) from error
-    except meta_gradient.NoForwardRuleError as error:
+    except forward_gradient.NoForwardRuleError as error:
       raise errors.ConfigError(
         f'methods={cell.method}: {str(error).partition(":")[0]}; leave it out'
       ) from error

@@ -12,17 +12,27 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from metalr_flax import losses
+
 PyTree = Any
-LossFn = Callable[[PyTree, PyTree, PyTree], tuple[jax.Array, Any]]
+LossFn = losses.LossFn
 # (params, model_state, batch) -> ((loss, (model_state, metrics)), grads)
 GradFn = Callable[
   [PyTree, PyTree, PyTree], tuple[tuple[jax.Array, Any], PyTree]
 ]
 
 
+CURVATURES = ('exact', 'none', 'subsample')
+
+
+def make(name: str, share: float) -> Callable[[LossFn], GradFn]:
+  """The curvature of a name; `share` is what 'subsample' takes."""
+  return {'exact': exact, 'none': none, 'subsample': subsample(share)}[name]
+
+
 def exact(loss_fn: LossFn) -> GradFn:
   """The Hessian-vector product on the whole batch."""
-  return jax.value_and_grad(loss_fn, has_aux=True)
+  return jax.value_and_grad(losses.checked('loss_fn', loss_fn), has_aux=True)
 
 
 def none(loss_fn: LossFn) -> GradFn:
@@ -32,7 +42,7 @@ def none(loss_fn: LossFn) -> GradFn:
   """
 
   def gradient(params: PyTree, model_state: PyTree, batch: PyTree) -> Any:
-    (loss, aux), grads = jax.value_and_grad(loss_fn, has_aux=True)(
+    (loss, aux), grads = exact(loss_fn)(
       *jax.lax.stop_gradient((params, model_state)), batch
     )
     return (_with_slope(loss, grads, params), aux), grads

@@ -13,6 +13,7 @@ from metalr_flax import hyperparams
 from metalr_flax import meta_gradient
 from metalr_flax import outer
 from metalr_flax import problem as problem_lib
+from metalr_flax import refusals
 from metalr_flax import state as state_lib
 
 TOLERANCE = 1e-6
@@ -52,15 +53,15 @@ def audit(config: build.Config, warm_up: int) -> list[Row]:
       next_batch=_doubled(experiment.problem.next_batch),
       next_meta_batch=_doubled(experiment.problem.next_meta_batch),
     )
-    state = _double(experiment.init_state())
-    build.check_learned(dataclasses.replace(experiment, problem=problem), state)
     step = jax.jit(
       lambda s: outer.outer_step(
         s, problem, meta_tx=experiment.meta_tx, estimator=experiment.estimator
       )[0]
     )
-    for _ in range(warm_up):
-      state = step(state)
+    with refusals.tracing(config):
+      state = _double(experiment.init_state())
+      for _ in range(warm_up):
+        state = step(state)
     return compare(state, problem, experiment.estimator)
 
 

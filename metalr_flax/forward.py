@@ -9,7 +9,7 @@ not depend on K, and Z can live on from window to window (Franceschi et al.
 A direction is one eta that is varied. All directions share one primal update
 and one gradient. A leaf of z that no eta can move (a count, the second moments
 where no Hessian is seen, ...) has no tangent: none is carried and none is
-computed. Which leaves these are is read off the trace, once.
+computed. Which leaves these are is read off the trace, see `tangents`.
 
 Shape legend: k directions; every tangent has them as its first axis.
 """
@@ -19,7 +19,6 @@ import functools
 from typing import Any
 
 import jax
-from jax.custom_derivatives import SymbolicZero
 import jax.numpy as jnp
 
 from metalr_flax import curvature
@@ -89,89 +88,6 @@ def pick_leaves(
   """Some leaves of the inner state, by path."""
   found = dict(zip(names(inner), jax.tree.leaves(inner), strict=True))
   return {name: found[name] for name in wanted}
-
-
-def find_moving(
-  eta: hyperparams_lib.Eta,
-  inner: state_lib.InnerState,
-  data_state: PyTree,
-  problem: problem_lib.Problem,
-  grad_fn: curvature.GradFn,
-) -> tuple[str, ...]:
-  """The leaves of the inner state that eta can move, in however many updates.
-
-  Nothing is computed: one update is traced, with the tangents known to be there
-  so far, until no further leaf gets one.
-
-  Args:
-    eta: the meta-parameters, or only those whose effect is asked for.
-    inner: the inner state, for its shapes.
-    data_state: the sampler's position, for its shapes.
-    problem: the bilevel problem.
-    grad_fn: the inner loss's gradient with its curvature.
-
-  Returns:
-    Their paths, in the order of the leaves.
-  """
-  moving: tuple[str, ...] = ()
-  while True:
-    trace = functools.partial(
-      _moved_by_one_update, problem=problem, grad_fn=grad_fn, moving=moving
-    )
-    found: list[str] = []
-    jax.eval_shape(functools.partial(trace, found=found), eta, inner,
-                   data_state)  # fmt: skip
-    grown = tuple(n for n in names(inner) if n in {*moving, *found})
-    if grown == moving:
-      return moving
-    moving = grown
-
-
-def _moved_by_one_update(
-  eta: hyperparams_lib.Eta,
-  inner: state_lib.InnerState,
-  data_state: PyTree,
-  *,
-  problem: problem_lib.Problem,
-  grad_fn: curvature.GradFn,
-  moving: tuple[str, ...],
-  found: list[str],
-) -> jax.Array:
-  """Traces one update; appends to `found` the leaves that get a tangent."""
-  _, batch = problem.next_batch(data_state)
-
-  @jax.custom_jvp
-  def probe(leaves: dict[str, jax.Array]) -> jax.Array:
-    return jnp.zeros(())
-
-  def rule(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
-    found.extend(
-      n for n, t in tangents[0].items() if not isinstance(t, SymbolicZero)
-    )
-    return jnp.zeros(()), jnp.zeros(())
-
-  probe.defjvp(rule, symbolic_zeros=True)
-
-  def step(leaves: dict[str, jax.Array], eta: PyTree) -> jax.Array:
-    hyperparams = hyperparams_lib.constrain(eta, problem.bijections)
-    started = inner_lib.started(inner, hyperparams)
-    new, _, _ = inner_lib.inner_step(
-      replace_leaves(started, leaves),
-      hyperparams,
-      batch,
-      grad_fn=grad_fn,
-      tx=problem.tx,
-    )
-    floats = [
-      n
-      for n, leaf in zip(names(new), jax.tree.leaves(new), strict=True)
-      if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
-    ]
-    return probe(pick_leaves(new, floats))
-
-  primals = pick_leaves(inner, moving), eta
-  _, out = jax.jvp(step, primals, jax.tree.map(jnp.ones_like, primals))
-  return out
 
 
 def push(

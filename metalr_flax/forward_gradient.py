@@ -5,6 +5,8 @@ r"""The slope of a window's outer loss along Z.
 One reverse gradient of the outer loss serves all directions.
 """
 
+from collections.abc import Iterator
+import contextlib
 from typing import Any
 
 import jax
@@ -13,14 +15,35 @@ import jax.numpy as jnp
 from metalr_flax import curvature
 from metalr_flax import forward
 from metalr_flax import hyperparams as hyperparams_lib
+from metalr_flax import losses
 from metalr_flax import problem as problem_lib
 from metalr_flax import state as state_lib
+from metalr_flax import tangents as tangents_lib
 from metalr_flax import window as window_lib
 
 PyTree = Any
 Eta = hyperparams_lib.Eta
 
 
+class NoForwardRuleError(TypeError):
+  """Forward mode met a function that has a reverse rule alone."""
+
+
+@contextlib.contextmanager
+def _naming_the_rule() -> Iterator[None]:
+  """Says what to use instead where a forward rule is missing."""
+  try:
+    yield
+  except TypeError as error:
+    if 'custom_vjp' not in str(error):
+      raise
+    raise NoForwardRuleError(
+      'the loss has a custom_vjp, which has no forward-mode rule: use '
+      "meta.estimator 'reverse', or give the function a jax.custom_jvp"
+    ) from error
+
+
+@_naming_the_rule()
 def run(
   eta: Eta,
   inner: state_lib.InnerState,
@@ -90,11 +113,32 @@ def init_tangents(
   per_group: bool,
 ) -> forward.Tangents:
   """Z = 0 of the leaves that eta can move; see `run` for the arguments."""
-  moving = forward.find_moving(eta, inner, data_state, problem, grad_fn)
-  eta_dots = forward.directions(eta, per_group=per_group)
-  count = len(jax.tree.leaves(eta_dots)[0])
+  shapes = tangent_shapes(
+    eta, inner, data_state, problem, grad_fn=grad_fn, per_group=per_group
+  )
+  return zeros(shapes)
+
+
+def zeros(shapes: dict[str, jax.ShapeDtypeStruct]) -> forward.Tangents:
+  """Z = 0, of the shapes that `tangent_shapes` gives."""
+  return {name: jnp.zeros(s.shape, s.dtype) for name, s in shapes.items()}
+
+
+@_naming_the_rule()
+def tangent_shapes(
+  eta: Eta,
+  inner: state_lib.InnerState,
+  data_state: PyTree,
+  problem: problem_lib.Problem,
+  *,
+  grad_fn: curvature.GradFn,
+  per_group: bool,
+) -> dict[str, jax.ShapeDtypeStruct]:
+  """Z's leaves by path, see `run` for the arguments."""
+  moving = tangents_lib.find_moving(eta, inner, data_state, problem, grad_fn)
+  count = len(jax.tree.leaves(eta)) if per_group else len(eta)
   return {
-    name: jnp.zeros((count, *leaf.shape), leaf.dtype)
+    name: jax.ShapeDtypeStruct((count, *leaf.shape), leaf.dtype)
     for name, leaf in forward.pick_leaves(inner, moving).items()
   }
 
@@ -112,7 +156,7 @@ def _held_out(
     leaves = list(model_state)
     for i, value in zip(floats, values, strict=True):
       leaves[i] = value
-    return problem.meta_loss_fn(
+    return losses.checked('meta_loss_fn', problem.meta_loss_fn)(
       params, jax.tree.unflatten(treedef, leaves), batch
     )[0]
 

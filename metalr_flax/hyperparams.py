@@ -11,10 +11,12 @@ its slope are both representable.
 
 from collections.abc import Callable, Mapping
 import math
+import numbers
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from metalr_flax import ranges
 
@@ -64,6 +66,30 @@ def make_bijection(spec: str) -> Bijection:
   )
 
 
+def find_bijection(name: str, bijections: Mapping[str, str]) -> Bijection:
+  """The bijection of a hyperparameter.
+
+  Args:
+    name: the hyperparameter.
+    bijections: the spec of each.
+
+  Raises:
+    ValueError: where it has none, or one that is unknown.
+  """
+  if name not in bijections:
+    raise ValueError(
+      f'{name}: has no bijection; add it to bijections, which has '
+      f'{", ".join(bijections) or "none"}'
+    )
+  try:
+    return make_bijection(bijections[name])
+  except (ValueError, TypeError) as error:
+    raise ValueError(
+      f'bijections[{name!r}]={bijections[name]!r}: must be one of '
+      f'{", ".join(ranges.RANGES)} or sigmoid(low, high)'
+    ) from error
+
+
 def constrain(eta: Eta, bijections: Mapping[str, str]) -> Eta:
   """phi: the hyperparameters that belong to eta.
 
@@ -74,9 +100,12 @@ def constrain(eta: Eta, bijections: Mapping[str, str]) -> Eta:
 
   Returns:
     Hyperparameters of eta's structure, shapes and dtypes.
+
+  Raises:
+    ValueError: for a name without a bijection.
   """
   return {
-    name: jax.tree.map(make_bijection(bijections[name]).constrain, value)
+    name: jax.tree.map(find_bijection(name, bijections).constrain, value)
     for name, value in eta.items()
   }
 
@@ -96,14 +125,36 @@ def unconstrain(
   Returns:
     eta of the same structure: strongly typed scalars of JAX's default float
     type. (A weakly typed eta would make a jitted step compile again.)
+
+  Raises:
+    ValueError: for a name without a bijection, or a value outside its range.
   """
   dtype = jnp.zeros(()).dtype
 
   def invert(name: str, value: Any) -> Any:
-    inverse = make_bijection(bijections[name]).unconstrain
-    return jax.tree.map(lambda v: jnp.asarray(inverse(v), dtype), value)
+    inverse = find_bijection(name, bijections).unconstrain
+    _, low, high = ranges.parse(bijections[name])
+
+    def of_one(number: Any) -> jax.Array:
+      if not _is_number(number) or not low < number < high:
+        raise ValueError(
+          f'hyperparams[{name!r}]={" ".join(repr(number).split())[:80]}: must '
+          f'be a number inside the open range ({low:g}, {high:g}) of its '
+          f'bijection {bijections[name]!r}'
+        )
+      return jnp.asarray(inverse(number), dtype)
+
+    return jax.tree.map(of_one, value, is_leaf=lambda v: v is None)
 
   return {name: invert(name, value) for name, value in hyperparams.items()}
+
+
+def _is_number(value: Any) -> bool:
+  """A real number: of Python, or an array of one that is known by now."""
+  if isinstance(value, numbers.Real):
+    return not isinstance(value, bool)
+  array = isinstance(value, (jax.Array, np.ndarray))
+  return array and not isinstance(value, jax.core.Tracer) and not value.ndim
 
 
 def project(eta: Eta, bijections: Mapping[str, str]) -> Eta:

@@ -7,9 +7,10 @@ Everything here is pure, and differentiable in lambda by either mode.
 Shape legend: K unroll_length.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 import functools
 import math
+import numbers
 from typing import Any
 
 import chex
@@ -24,6 +25,7 @@ from metalr_flax import state as state_lib
 
 PyTree = Any
 Metrics = dict[str, jax.Array]
+REMATS = ('none', 'step', 'sqrt')
 LossFn = curvature.LossFn
 # data_state -> (data_state, batch); pure.
 NextBatch = Callable[[PyTree], tuple[PyTree, PyTree]]
@@ -52,7 +54,11 @@ def inner_step(
     The state after the update; the batch's metrics before it, `loss` among them
     (scalars; NaN where the gradient is not finite, which an optimizer that
     clips it or takes its sign would hide); and the gradient dL/dtheta.
+
+  Raises:
+    ValueError: for a hyperparameter that `tx` has not injected.
   """
+  optimizers.check_injected(hyperparams, inner.opt_state)
   (loss, (model_state, metrics)), grads = grad_fn(
     inner.params, inner.model_state, batch
   )
@@ -148,7 +154,12 @@ def unroll(
   Returns:
     The inner state and data state after the window, and the metrics of the K
     batches, arrays of shape [K].
+
+  Raises:
+    ValueError: for another unroll_length or remat, and see `inner_step`.
   """
+  check_unroll_length(unroll_length)
+  check_option('remat', remat, REMATS)
 
   def body(carry: tuple, _: None) -> tuple[tuple, Metrics]:
     inner, data_state = carry
@@ -162,6 +173,43 @@ def unroll(
   (inner, data_state), metrics = _scan(body, carry, unroll_length, remat)
   chex.assert_tree_shape_prefix(metrics, (unroll_length,))
   return inner, data_state, metrics
+
+
+def check_option(name: str, value: Any, known: Sequence[str]) -> None:
+  """Refuses the value of an option that is none of those known.
+
+  Raises:
+    ValueError: where it is not.
+  """
+  if value not in known:
+    raise ValueError(f'{name}={value!r}: must be one of {", ".join(known)}')
+
+
+def check_share(name: str, value: Any, *, above_zero: bool) -> None:
+  """Refuses an option that is no number in [0, 1], or in (0, 1].
+
+  Raises:
+    ValueError: where it is not.
+  """
+  number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+  if not number or not 0 <= value <= 1 or (above_zero and not value):
+    raise ValueError(
+      f'{name}={value!r}: must be a number in {"(" if above_zero else "["}0, 1]'
+    )
+
+
+def check_unroll_length(value: Any) -> None:
+  """Refuses a window length that is no integer of 1 or more.
+
+  Raises:
+    ValueError: where it is not.
+  """
+  whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+  if not whole or value < 1:
+    raise ValueError(
+      f'unroll_length={value!r}: must be an integer >= 1; it is the number of '
+      f'inner updates in a window'
+    )
 
 
 def started(

@@ -120,3 +120,22 @@ def _apply(eqn: Any, args: list[Any], rule: Rule) -> Sequence[Any]:
     return jax.lax.switch(index, branches, *operands)
   outs = eqn.primitive.bind(*args, **eqn.primitive.get_bind_params(params))
   return outs if eqn.primitive.multiple_results else [outs]
+
+
+def depends_on_first(function: Callable[..., Any], *args: Any) -> bool:
+  """Whether a result may depend on the first argument, by the trace alone.
+
+  Args:
+    function: of pytrees of arrays.
+    *args: its arguments, for their shapes.
+
+  Returns:
+    False where no operation leads from it to the result.
+  """
+  jaxpr = jax.make_jaxpr(function)(*args).jaxpr
+  reached = {*jaxpr.invars[: len(jax.tree.leaves(args[0]))]}
+  for eqn in jaxpr.eqns:
+    # A literal is no variable, and not hashable.
+    if any(v in reached for v in eqn.invars if isinstance(v, core.Var)):
+      reached |= {*eqn.outvars}
+  return any(v in reached for v in jaxpr.outvars if isinstance(v, core.Var))

@@ -17,8 +17,8 @@ from metalr_flax import build
 from metalr_flax import errors
 from metalr_flax import fields
 from metalr_flax import interrupts
-from metalr_flax import meta_gradient
 from metalr_flax import outer
+from metalr_flax import refusals
 from metalr_flax import state as state_lib
 
 MAX_ROWS = 1000  # metrics rows held on the device
@@ -54,7 +54,6 @@ def run(
     from metalr_flax import console
     from metalr_flax import train
 
-    build.check_learned(experiment, state)
     console.set_up_logging()
     train.run(
       train.Run(
@@ -80,15 +79,9 @@ def _lower_checked(
     raise errors.ConfigError(
       'JAX_DISABLE_JIT=1: training is one compiled program; unset it'
     )
-  with build.fitting(config['model']['name'], config['task']['name']):
-    try:
-      state = experiment.init_state()
-      return state, lower_chunk(experiment, state, rows)
-    except meta_gradient.NoForwardRuleError as error:
-      raise errors.ConfigError(
-        f'meta.estimator=forward: {str(error).partition(":")[0]}; set '
-        f'--config.meta.estimator=reverse'
-      ) from error
+  with refusals.tracing(config):
+    state = experiment.init_state()
+    return state, lower_chunk(experiment, state, rows)
 
 
 def max_rows(config: Mapping[str, Any]) -> int:

@@ -9,13 +9,14 @@ A window runs K inner updates with lambda = phi(eta). Its outer loss is
 combine, and every combination has one signature.
 """
 
-from collections.abc import Callable, Iterator
-import contextlib
+from collections.abc import Callable
 import dataclasses
+import math
 from typing import Any
 
 import jax
 
+from metalr_flax import agreement
 from metalr_flax import curvature as curvature_lib
 from metalr_flax import forward
 from metalr_flax import forward_gradient
@@ -24,29 +25,12 @@ from metalr_flax import inner as inner_lib
 from metalr_flax import problem as problem_lib
 from metalr_flax import products
 from metalr_flax import state as state_lib
+from metalr_flax import tangents as tangents_lib
 from metalr_flax import window as window_lib
 
 PyTree = Any
 Eta = hyperparams_lib.Eta
 Window = window_lib.Window
-
-
-class NoForwardRuleError(TypeError):
-  """Forward mode met a function that has a reverse rule alone."""
-
-
-@contextlib.contextmanager
-def _naming_the_rule() -> Iterator[None]:
-  """Says what to use instead where a forward rule is missing."""
-  try:
-    yield
-  except TypeError as error:
-    if 'custom_vjp' not in str(error):
-      raise
-    raise NoForwardRuleError(
-      'the loss has a custom_vjp, which has no forward-mode rule: use '
-      "meta.estimator 'reverse', or give the function a jax.custom_jvp"
-    ) from error
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,6 +47,10 @@ class Estimator:
       of each window; 0 forgets what came before the window, as reverse mode
       must.
     objective: 'held_out' or 'online'.
+
+  Raises:
+    ValueError: for a value that is none of these, and a discount with reverse
+      mode.
   """
 
   kind: str = 'reverse'
@@ -71,6 +59,28 @@ class Estimator:
   subsample: float = 0.25
   discount: float = 0.0
   objective: str = 'held_out'
+
+  def __post_init__(self) -> None:
+    """Refuses what is no estimator."""
+    for name, known in _OPTIONS.items():
+      inner_lib.check_option(name, getattr(self, name), known)
+    inner_lib.check_share('subsample', self.subsample, above_zero=True)
+    inner_lib.check_share('discount', self.discount, above_zero=False)
+    if self.kind == 'reverse' and self.discount:
+      raise ValueError(
+        f'discount={self.discount!r}: must be 0 with reverse mode, which '
+        f"cannot see before its window; use kind='forward'"
+      )
+
+  @property
+  def online(self) -> bool:
+    """Whether the outer loss is the mean of the window's inner losses."""
+    return self.objective == 'online'
+
+  @property
+  def keeps_tangents(self) -> bool:
+    """Whether Z outlives its window, as `MetaTrainState.tangents`."""
+    return self.kind == 'forward' and self.discount > 0
 
   @property
   def per_group(self) -> bool:
@@ -83,12 +93,7 @@ class Estimator:
 
   def grad_fn(self, loss_fn: inner_lib.LossFn) -> curvature_lib.GradFn:
     """The loss's gradient, with the curvature that its derivative sees."""
-    make = {
-      'exact': curvature_lib.exact,
-      'none': curvature_lib.none,
-      'subsample': curvature_lib.subsample(self.subsample),
-    }[self.curvature]
-    grad_fn = make(loss_fn)
+    grad_fn = curvature_lib.make(self.curvature, self.subsample)(loss_fn)
     return products.arranged(grad_fn) if self.kind == 'forward' else grad_fn
 
   def find_inert(
@@ -102,15 +107,15 @@ class Estimator:
 
     Lion's b1, for one: it is seen through a sign alone.
     """
-    grad_fn = self.grad_fn(problem.loss_fn)
-    inert = []
-    for name in eta:
-      moving = forward.find_moving(
-        {name: eta[name]}, inner, data_state, problem, grad_fn
-      )
-      if not any(path.split('/')[0] == 'params' for path in moving):
-        inert.append(name)
-    return inert
+    where = inner, data_state, problem, self.grad_fn(problem.loss_fn)
+    # The updates before the last loss that is a part of the outer loss.
+    reach = problem.unroll_length - self.online
+    within = math.inf if self.keeps_tangents else reach
+    return [
+      name
+      for name, value in eta.items()
+      if not tangents_lib.moves_params({name: value}, *where, within=within)
+    ]
 
   def init_tangents(
     self,
@@ -120,27 +125,36 @@ class Estimator:
     problem: problem_lib.Problem,
   ) -> forward.Tangents:
     """Z = 0 before the first window; `{}` where it is not kept."""
-    if self.kind != 'forward' or not self.discount:
+    if not self.keeps_tangents:
       return {}
-    return self.zero_tangents(eta, inner, data_state, problem)
+    return forward_gradient.init_tangents(
+      eta,
+      inner,
+      data_state,
+      problem,
+      grad_fn=self.grad_fn(problem.loss_fn),
+      per_group=self.per_group,
+    )
 
-  def zero_tangents(
+  def _check(
     self,
     eta: Eta,
     inner: state_lib.InnerState,
     data_state: PyTree,
     problem: problem_lib.Problem,
-  ) -> forward.Tangents:
-    """Z = 0 of the leaves that eta can move."""
-    with _naming_the_rule():
-      return forward_gradient.init_tangents(
-        eta,
-        inner,
-        data_state,
-        problem,
-        grad_fn=self.grad_fn(problem.loss_fn),
-        per_group=self.per_group,
-      )
+  ) -> None:
+    """Refuses what has no meta-gradient, or one that is identically zero."""
+    plain = self.kind == 'none'
+    agreement.check_names(eta, inner, problem)
+    agreement.check_losses(
+      problem, inner, data_state, held_out=not (plain or self.online)
+    )
+    if plain:
+      return
+    one = self.online and problem.unroll_length == 1
+    agreement.check_learnable(eta, alone=one and not self.discount)
+    agreement.check_groups(eta, inner, problem, mixed=self.per_group)
+    agreement.check_effect(self.find_inert(eta, inner, data_state, problem))
 
   def __call__(
     self,
@@ -162,7 +176,15 @@ class Estimator:
     Returns:
       dF/deta with eta's structure, None for 'none'; and what the window leaves
       behind.
+
+    Raises:
+      ValueError: for parts that do not agree, see `agreement`; for tangents of
+        another estimator; for a hyperparameter that moves nothing.
+      TypeError: for a loss that is no float scalar or depends on no parameter.
     """
+    self._check(eta, inner, data_state, problem)
+    if not self.keeps_tangents:
+      agreement.check_tangents(tangents, {})
     return _KINDS[self.kind](self, eta, inner, data_state, tangents, problem)
 
 
@@ -183,37 +205,16 @@ def run_window(
     problem: the bilevel problem.
 
   Returns:
-    The outer loss (scalar) and what the window leaves behind. A held-out loss
-    is taken on the params *after* the K updates: on those from before the last
-    one, the gradient of a window of one update would be exactly 0.
+    The outer loss (scalar) and what the window leaves behind.
   """
-  window = _run_plain(estimator, eta, inner, data_state, problem)
-  if estimator.objective == 'online':
-    meta_loss = window.metrics['train/loss']
-  else:
-    data_state, batch = problem.next_meta_batch(window.data_state)
-    meta_loss, _ = problem.meta_loss_fn(
-      window.inner.params, window.inner.model_state, batch
-    )
-    window = window.replace(data_state=data_state)
-  metrics = {**window.metrics, 'meta/loss': meta_loss}
-  return meta_loss, window.replace(metrics=metrics)
-
-
-def _run_plain(
-  estimator: Estimator,
-  eta: Eta,
-  inner: state_lib.InnerState,
-  data_state: PyTree,
-  problem: problem_lib.Problem,
-) -> Window:
-  return window_lib.run_plain(
+  return window_lib.run_judged(
     eta,
     inner,
     data_state,
     problem,
     grad_fn=estimator.grad_fn(problem.loss_fn),
     remat=estimator.remat,
+    online=estimator.online,
   )
 
 
@@ -227,7 +228,14 @@ def _none(
 ) -> tuple[Eta | None, Window]:
   """Plain training on the window's K batches."""
   del tangents
-  return None, _run_plain(estimator, eta, inner, data_state, problem)
+  return None, window_lib.run_plain(
+    eta,
+    inner,
+    data_state,
+    problem,
+    grad_fn=estimator.grad_fn(problem.loss_fn),
+    remat=estimator.remat,
+  )
 
 
 def _reverse(
@@ -259,22 +267,21 @@ def _forward(
   problem: problem_lib.Problem,
 ) -> tuple[Eta | None, Window]:
   """Forward mode: Z goes along with the updates, see `forward`."""
-  gamma = estimator.discount
+  gamma, where = estimator.discount, (eta, inner, data_state)
+  grad_fn = estimator.grad_fn(problem.loss_fn)
+  shared: dict[str, Any] = {
+    'grad_fn': grad_fn,
+    'per_group': estimator.per_group,
+  }
+  shapes = forward_gradient.tangent_shapes(*where, problem, **shared)
   if gamma:
+    agreement.check_tangents(tangents, shapes)
     tangents = jax.tree.map(lambda z: gamma * z, tangents)
   else:
-    tangents = estimator.zero_tangents(eta, inner, data_state, problem)
-  with _naming_the_rule():
-    meta_grads, window = forward_gradient.run(
-      eta,
-      inner,
-      data_state,
-      tangents,
-      problem,
-      grad_fn=estimator.grad_fn(problem.loss_fn),
-      per_group=estimator.per_group,
-      online=estimator.objective == 'online',
-    )
+    tangents = forward_gradient.zeros(shapes)
+  meta_grads, window = forward_gradient.run(
+    *where, tangents, problem, online=estimator.online, **shared
+  )
   return meta_grads, window if gamma else window.replace(tangents={})
 
 
@@ -284,3 +291,10 @@ _KINDS: dict[str, Callable[..., tuple[Eta | None, Window]]] = {
   'none': _none,
 }
 KINDS = tuple(_KINDS)
+OBJECTIVES = ('held_out', 'online')
+_OPTIONS = {
+  'kind': KINDS,
+  'remat': inner_lib.REMATS,
+  'curvature': curvature_lib.CURVATURES,
+  'objective': OBJECTIVES,
+}

@@ -8,6 +8,7 @@ drifts from plain Adam by rounding (optax computes `1 - b2` in float32 then).
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 import inspect
+import itertools
 from typing import Any
 
 import jax
@@ -34,10 +35,17 @@ def make_injected(
   Returns:
     An optax transformation whose state has the learned arguments in
     `.hyperparams`.
+
+  Raises:
+    ValueError: for a name that optax has not, or an argument that the factory
+      has not.
   """
-  factory = getattr(optax, factory) if isinstance(factory, str) else factory
-  learned = {'learning_rate', *learned}
+  if isinstance(factory, str):
+    factory = _find_factory(factory)
   parameters = inspect.signature(factory).parameters
+  learned = _name_set(learned)
+  _check_arguments({*learned, *arguments}, parameters)
+  learned |= {'learning_rate'}
   inject = optax.inject_hyperparams(
     factory,
     static_args=[name for name in parameters if name not in learned],
@@ -62,10 +70,28 @@ def make_grouped(
 
   Returns:
     An optax transformation; each group is updated by an optimizer of its own.
+
+  Raises:
+    ValueError: for labels that are no tree of strings, and see `make_injected`.
   """
-  names = sorted(set(jax.tree.leaves(labels)))
+  names, learned = sorted(label_set(labels)), _name_set(learned)
   parts = {name: make_injected(factory, arguments, learned) for name in names}
   return optax.partition(parts, labels)
+
+
+def label_set(labels: PyTree) -> set[str]:
+  """The groups that a tree of labels names.
+
+  Raises:
+    ValueError: where it is no tree of strings.
+  """
+  found = jax.tree.leaves(labels)
+  if not found or not all(isinstance(label, str) for label in found):
+    raise ValueError(
+      "labels: must be a tree of strings of params' structure; call a label "
+      'function on params, e.g. label_leaves(params)'
+    )
+  return {*found}
 
 
 def label_leaves(params: PyTree) -> PyTree:
@@ -158,6 +184,102 @@ def gradients_like(params: PyTree) -> PyTree:
   fast parameters alone.
   """
   return params.fast if isinstance(params, optax.LookaheadParams) else params
+
+
+def check_injected(
+  hyperparams: Mapping[str, Any], opt_state: optax.OptState
+) -> None:
+  """Refuses hyperparameters that would not reach the optimizer.
+
+  Args:
+    hyperparams: values by name, and by group label where there are groups.
+    opt_state: the state that they would be written into.
+
+  Raises:
+    ValueError: for one that is not injected, is in two stages of a chain, or is
+      given as a schedule; and for labels that are not the state's groups.
+  """
+  stages = _injected(opt_state)
+  known = {name for _, node in stages for name in node.hyperparams}
+  for name, value in hyperparams.items():
+    holders = [stage for stage in stages if name in stage[1].hyperparams]
+    if not holders:
+      raise ValueError(
+        f'{name}: tx has not injected it (it has {_listed(known)}); make tx '
+        f'with make_injected, {name} among the learned and a number'
+      )
+    if any(name in scheduled(node) for _, node in holders):
+      raise ValueError(
+        f'{name}: is a schedule in tx, which computes it anew at each update; '
+        f'give tx a number'
+      )
+    _check_holders(name, value, [groups for groups, _ in holders])
+
+
+def _check_holders(
+  name: str, value: Any, holders: list[tuple[str, ...]]
+) -> None:
+  """Refuses groups that are not tx's, and a name that tx holds twice."""
+  if len({*holders}) < len(holders):
+    raise ValueError(
+      f'{name}: is injected in {len(holders)} stages of tx, which would share '
+      f'it; inject it in one of them'
+    )
+  if not isinstance(value, Mapping):
+    return
+  known = {label for groups in holders for label in groups}
+  missing = [label for label in value if label not in known]
+  if missing:
+    raise ValueError(
+      f'{name}[{missing[0]!r}]: tx has no such group (it has '
+      f'{_listed(known)}); make tx with make_grouped from the same labels'
+    )
+
+
+def _injected(opt_state: optax.OptState) -> list[tuple[tuple[str, ...], Any]]:
+  """The injected stages of a state, each with its group's label."""
+  return [(_groups_of(path), node) for path, node in find_injected(opt_state)]
+
+
+def _groups_of(path: tuple) -> tuple[str, ...]:
+  """The labels on a path in a state: what `optax.partition` files by."""
+  return tuple(
+    key.key
+    for field, key in itertools.pairwise(path)
+    if getattr(field, 'name', None) == 'inner_states'
+  )
+
+
+def _listed(names: Iterable[str]) -> str:
+  return ', '.join(sorted(map(str, names))) or 'none'
+
+
+def _name_set(learned: Iterable[str]) -> set[str]:
+  """The learned arguments; an iterator can be read but once."""
+  if isinstance(learned, str):
+    raise ValueError(
+      f'learned={learned!r}: must be several names; write them as a list'
+    )
+  return {*learned}
+
+
+def _find_factory(name: str) -> Factory:
+  factory = getattr(optax, name, None)
+  if not callable(factory):
+    raise ValueError(f'{name}: optax has no such optimizer; see its names')
+  return factory
+
+
+def _check_arguments(given: set[str], parameters: Mapping[str, Any]) -> None:
+  """Refuses names that a factory has not."""
+  if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+    return
+  unknown = sorted(given - {*parameters})
+  if unknown:
+    raise ValueError(
+      f'{unknown[0]}: the optimizer has no such argument; its arguments are '
+      f'{", ".join(parameters)}'
+    )
 
 
 def init_state(

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from metalr_flax import agreement
 from metalr_flax import hyperparams as hyperparams_lib
 from metalr_flax import inner as inner_lib
 from metalr_flax import meta_gradient
@@ -80,19 +81,28 @@ def init_state(
 
   Returns:
     A state at step 0.
+
+  Raises:
+    ValueError: for hyperparameters that are not the problem's or that its `tx`
+      has not injected, and for values outside their ranges.
   """
+  opt_state = optimizers.init_state(problem.tx, params)
+  inner = state_lib.InnerState(
+    params=params, model_state=model_state, opt_state=opt_state
+  )
+  agreement.check_names(hyperparams, inner, problem)
   eta = hyperparams_lib.unconstrain(hyperparams, problem.bijections)
   state = state_lib.MetaTrainState(
     step=jnp.zeros((), jnp.int32),
     params=params,
     model_state=model_state,
-    opt_state=optimizers.init_state(problem.tx, params),
+    opt_state=opt_state,
     eta=eta,
     meta_opt_state=meta_tx.init(eta),
     tangents={},
     data_state=data_state,
   )
-  tangents = estimator.init_tangents(eta, state.inner, data_state, problem)
+  tangents = estimator.init_tangents(eta, inner, data_state, problem)
   return state.replace(tangents=tangents)
 
 
@@ -115,12 +125,16 @@ def outer_step(
     state: the state before.
     problem: the bilevel problem.
     meta_tx: the outer optimizer over eta.
-    estimator: how to differentiate a window.
+    estimator: how to differentiate a window, the one that `init_state` was
+      given.
 
   Returns:
     The state after, and scalars by public metric key: `train/loss` is the mean
     of the K losses before each update, `hyperparams/<name>` is the value that
     the *next* window will use.
+
+  Raises:
+    ValueError, TypeError: when it is traced, see `Estimator`.
   """
   meta_grads, window = estimator(
     state.eta, state.inner, state.data_state, state.tangents, problem
@@ -174,7 +188,12 @@ def outer_steps(
 
   Returns:
     The state after the last step that was finite, and the steps' record.
+
+  Raises:
+    ValueError: for counts that are out of order, where they are known: a traced
+      `num_steps` is not looked at.
   """
+  _check_counts(num_steps, max_steps)
   _, shapes = jax.eval_shape(step_fn, state)
   rows = jax.tree.map(
     lambda s: jnp.zeros((max_steps, *s.shape), s.dtype), shapes
@@ -205,6 +224,25 @@ def outer_steps(
     parts=dict.fromkeys(names, jnp.array(True)),
   )
   return jax.lax.while_loop(go_on, body, (state, chunk))
+
+
+def _check_counts(num_steps: Any, max_steps: Any) -> None:
+  """Refuses more steps than there are rows."""
+  if not _is_count(max_steps) or max_steps < 1:
+    raise ValueError(f'max_steps={max_steps!r}: must be an integer >= 1')
+  if isinstance(num_steps, jax.core.Tracer):
+    return
+  if not _is_count(num_steps) or not 0 <= num_steps <= max_steps:
+    raise ValueError(
+      f'num_steps={num_steps}: must be an integer from 0 to '
+      f'max_steps={max_steps}; call outer_steps again for more'
+    )
+
+
+def _is_count(value: Any) -> bool:
+  """An integer: of Python, NumPy or JAX, a scalar."""
+  integer = jnp.issubdtype(jnp.result_type(value), jnp.integer)
+  return integer and not jnp.ndim(value)
 
 
 def _finite_parts(

@@ -6,6 +6,7 @@ from typing import Any
 
 import optax
 
+from metalr_flax import hyperparams
 from metalr_flax import inner
 
 
@@ -27,6 +28,10 @@ class Problem:
     unroll_length: K >= 1, inner updates in a window.
     labels: the group's name of each parameter, a tree of params' structure;
       None where all share one set of hyperparameters.
+
+  Raises:
+    ValueError: for an unknown bijection or an unroll_length that is no integer
+      of 1 or more.
   """
 
   loss_fn: inner.LossFn
@@ -37,3 +42,14 @@ class Problem:
   bijections: Mapping[str, str]
   unroll_length: int
   labels: Any = None
+
+  def __post_init__(self) -> None:
+    """Refuses what no window could use."""
+    inner.check_unroll_length(self.unroll_length)
+    if not isinstance(self.bijections, Mapping):
+      raise ValueError(
+        f'bijections: must be specs by name, not '
+        f"{type(self.bijections).__name__}; e.g. {{'learning_rate': 'log'}}"
+      )
+    for name in self.bijections:
+      hyperparams.find_bijection(name, self.bijections)

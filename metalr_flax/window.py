@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from metalr_flax import curvature
 from metalr_flax import hyperparams as hyperparams_lib
 from metalr_flax import inner as inner_lib
+from metalr_flax import losses
 from metalr_flax import problem as problem_lib
 from metalr_flax import state as state_lib
 
@@ -63,6 +64,37 @@ def run_plain(
   return Window(
     inner=inner, data_state=data_state, tangents={}, metrics=means(metrics)
   )
+
+
+def run_judged(
+  eta: hyperparams_lib.Eta,
+  inner: state_lib.InnerState,
+  data_state: PyTree,
+  problem: problem_lib.Problem,
+  *,
+  grad_fn: curvature.GradFn,
+  remat: str,
+  online: bool,
+) -> tuple[jax.Array, Window]:
+  """The same with the outer loss: that of the K batches, or of one held out.
+
+  A held-out loss is taken on the params *after* the K updates: on those from
+  before the last one, the gradient of a window of one update would be exactly
+  0.
+  """
+  window = run_plain(
+    eta, inner, data_state, problem, grad_fn=grad_fn, remat=remat
+  )
+  if online:
+    meta_loss = window.metrics['train/loss']
+  else:
+    data_state, batch = problem.next_meta_batch(window.data_state)
+    meta_loss, _ = losses.checked('meta_loss_fn', problem.meta_loss_fn)(
+      window.inner.params, window.inner.model_state, batch
+    )
+    window = window.replace(data_state=data_state)
+  metrics = {**window.metrics, 'meta/loss': meta_loss}
+  return meta_loss, window.replace(metrics=metrics)
 
 
 def means(metrics: inner_lib.Metrics) -> inner_lib.Metrics:

@@ -23,9 +23,11 @@ import pytest
 
 from metalr_flax import cli
 from metalr_flax import config as config_lib
+from metalr_flax import curvature
 from metalr_flax import errors
 from metalr_flax import fields as field_tables
 from metalr_flax import hyperparams
+from metalr_flax import inner
 from metalr_flax import meta_gradient
 from metalr_flax import models
 from metalr_flax import ranges
@@ -694,6 +696,9 @@ def test_the_names_of_config_are_the_ones_there_are():
   assert sorted(field_tables.TASKS) == sorted(tasks.TASKS)
   assert sorted(field_tables.MODELS) == sorted(models.MODELS)
   assert sorted(field_tables.ESTIMATORS) == sorted(meta_gradient.KINDS)
+  assert sorted(field_tables.OBJECTIVES) == sorted(meta_gradient.OBJECTIVES)
+  assert sorted(field_tables.CURVATURES) == sorted(curvature.CURVATURES)
+  assert sorted(field_tables.REMATS) == sorted(inner.REMATS)
 
 
 @pytest.mark.parametrize('name', field_tables.CURVATURES)

@@ -11,12 +11,12 @@ import numpy as np
 import optax
 import pytest
 
-from metalr_flax import forward
 from metalr_flax import hyperparams
 from metalr_flax import inner
 from metalr_flax import meta_gradient
 from metalr_flax import optimizers
 from metalr_flax import outer
+from metalr_flax import tangents
 
 Estimator = meta_gradient.Estimator
 EXACT = {
@@ -173,7 +173,7 @@ def test_a_nan_of_the_loss_stays_a_nan():
 def test_zero_tangents_are_neither_carried_nor_computed():
   def moving(name, estimator):
     parts, state = cases.start(cases.BY_NAME[name], estimator)
-    return forward.find_moving(
+    return tangents.find_moving(
       state.eta,
       state.inner,
       state.data_state,

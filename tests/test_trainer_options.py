@@ -120,6 +120,7 @@ def test_none_is_plain_training_with_blank_meta_columns(tmp_path):
   ('fields', 'says'),
   [
     ({'inner__optimizer': 'lion', 'meta__learned': {'b1': 'one_minus_log'}}, 'identically zero'),
+    ({'inner__optimizer': 'users_code:deaf', 'meta__learned': {'learning_rate': 'log'}}, r'meta\.learned\.learning_rate: its meta-gradient is identically zero'),
     ({'meta__learned': {'momentum': 'log'}}, r'inner\.kwargs\.momentum'),
     ({'inner__optimizer': 'adam', 'meta__learned': {'beta1': 'log'}}, 'known are learning_rate, b1'),
     ({'meta__groups': 'users_code:not_labels'}, 'a string for every parameter'),
@@ -135,6 +136,32 @@ def test_what_cannot_work_is_refused(tmp_path, fields, says):
   workdir = tmp_path / 'new'
   with pytest.raises(errors.ConfigError, match=says):
     runs.run_here(workdir, **{**NET, **fields})
+  assert not workdir.exists()
+
+
+@pytest.mark.parametrize('estimator', ['forward', 'reverse', 'none'])
+@pytest.mark.parametrize(
+  ('kind', 'says'),
+  [
+    ('alone', 'returned no metrics; return (loss, metrics), e.g. (loss, {})'),
+    ('vector', 'returned the loss as float32[3]; return a float scalar'),
+    ('float', 'returned the loss as float, a constant without a gradient'),
+    ('constant', 'its loss does not depend on the parameters'),
+    ('metrics', "returned the metric 'each' as float32[3]; return scalars"),
+  ],
+)
+def test_a_loss_that_is_none_names_the_task(tmp_path, kind, says, estimator):
+  workdir = tmp_path / 'new'
+  own = {
+    'task__name': 'users_code:BadLoss',
+    'task__kwargs': {'kind': kind},
+    'meta__estimator': estimator,
+  }
+  with pytest.raises(errors.ConfigError) as caught:
+    runs.run_here(workdir, **{**NET, **own})
+  line = str(caught.value)
+  assert line.startswith(f'task.name=users_code:BadLoss: {says}')
+  assert len(line.splitlines()) == 1
   assert not workdir.exists()
 
 

@@ -150,6 +150,24 @@ def exiting_labels(params):
   sys.exit()
 
 
+class BadLoss(Plane):
+  """Its loss is what the test asks for."""
+
+  def __init__(self, batch_size, *, kind):
+    super().__init__(batch_size, slopes=(2.0, -1.0))
+    self.kind = kind
+
+  def loss(self, model, batch):
+    loss, metrics = super().loss(model, batch)
+    return {
+      'alone': loss,
+      'vector': (loss * jnp.ones(3), metrics),
+      'float': (0.5, metrics),
+      'constant': (jnp.mean(batch['y']), metrics),
+      'metrics': (loss, {'each': jnp.ones(3)}),
+    }[self.kind]
+
+
 class NotAModule:
   """Refused: a model is an nnx.Module."""
 
@@ -162,6 +180,12 @@ def clipped_adam(learning_rate, max_norm=1.0):
   return optax.chain(
     optax.clip_by_global_norm(max_norm), optax.adam(learning_rate)
   )
+
+
+def deaf(learning_rate):
+  """An optimizer that ignores its learning rate."""
+  del learning_rate
+  return optax.sgd(0.1)
 
 
 def head_and_body(params):

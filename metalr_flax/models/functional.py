@@ -84,17 +84,19 @@ def make_loss_fn(definition: Definition, loss: ModelLoss) -> Callable:
     loss: `(model, batch) -> (loss, metrics)`, as `Task.loss`.
 
   Returns:
-    `(params, model_state, batch) -> (loss, (model_state, metrics))`.
+    `(params, model_state, batch) -> (loss, (model_state, metrics))`. What the
+    loss gives is passed on as it is; the engine refuses what it cannot use.
   """
 
   def loss_fn(
     params: PyTree, model_state: PyTree, batch: PyTree
   ) -> tuple[jax.Array, Any]:
     model = definition.merge(params, model_state)
-    value, metrics = loss(model, batch)
+    result: Any = loss(model, batch)
+    value, *metrics = result if isinstance(result, (tuple, list)) else (result,)
     nnx.pop(model, nnx.Intermediate)
     _, _, rest = _split(model)
-    return value, (nnx.to_pure_dict(rest), metrics)
+    return value, (nnx.to_pure_dict(rest), *metrics)
 
   return loss_fn
 
