@@ -10,6 +10,7 @@ from typing import Any
 
 import flax.struct
 import jax
+from jax.extend import core
 import jax.numpy as jnp
 import optax
 
@@ -194,7 +195,7 @@ def outer_steps(
       `num_steps` is not looked at.
   """
   _check_counts(num_steps, max_steps)
-  _, shapes = jax.eval_shape(step_fn, state)
+  step_fn, shapes = _traced(step_fn, state)
   rows = jax.tree.map(
     lambda s: jnp.zeros((max_steps, *s.shape), s.dtype), shapes
   )
@@ -224,6 +225,19 @@ def outer_steps(
     parts=dict.fromkeys(names, jnp.array(True)),
   )
   return jax.lax.while_loop(go_on, body, (state, chunk))
+
+
+def _traced(
+  step_fn: StepFn, state: state_lib.MetaTrainState
+) -> tuple[StepFn, PyTree]:
+  """A step that is not traced again, and its metrics' shapes."""
+  jaxpr, out = jax.make_jaxpr(step_fn, return_shape=True)(state)
+  run, treedef = core.jaxpr_as_fun(jaxpr), jax.tree.structure(out)
+
+  def step(state: state_lib.MetaTrainState) -> Any:
+    return jax.tree.unflatten(treedef, run(*jax.tree.leaves(state)))
+
+  return step, out[1]
 
 
 def _check_counts(num_steps: Any, max_steps: Any) -> None:
