@@ -1,0 +1,201 @@
+"""Figures in README.md and docs/ are those of the result files.
+
+A phrase is written here as it stands in the document, with a format for each
+figure; what the result file gives must make the document's own words of it.
+After a benchmark ran again these tests say what to write.
+"""
+
+import csv
+import json
+import pathlib
+import re
+import statistics
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+RESULTS = ROOT / 'benchmarks/results'
+README = 'README.md'
+TUNING = 'docs/self_tuning.md'
+ENGINE = 'docs/meta_gradients.md'
+RELIABILITY = 'docs/reliability.md'
+
+
+def load(name):
+  return json.loads((RESULTS / name).read_text())
+
+
+REFERENCE = load('reference_run.json')
+CHECKPOINT = load('checkpoint.json')
+CURVATURE = load('curvature.json')
+COMPARISON = load('comparison/summary.json')
+OVERALL = COMPARISON['overall']
+AGAINST = OVERALL['geometric_mean_against']
+DIVERGED = OVERALL['diverged_runs']
+MODELS = load('meta_gradient.json')['problems']
+with (RESULTS / 'comparison/comparison.csv').open() as file:
+  RUNS = list(csv.DictReader(file))
+
+
+def ratios(kind, *problems):
+  """self_tuning's ratios to the best constant: by (problem, optimizer)."""
+  return {
+    (p['problem'], p['optimizer']): p['self_tuning'][kind]
+    for p in COMPARISON['pairs']
+    if not problems or p['problem'] in problems
+  }
+
+
+def every(kind, *problems):
+  """The same of all starts: least and largest of each pair, flat."""
+  return [r for rs in ratios(kind, *problems).values() for r in rs]
+
+
+def medians(problem, *optimizers):
+  return [ratios('median', problem)[problem, name] for name in optimizers]
+
+
+def cost(model, key):
+  """Least and largest of the drop-in's cost on models of a kind."""
+  rows = [r for r in load('self_tuning.json') if r['model'].startswith(model)]
+  return min(r[key] for r in rows), max(r[key] for r in rows)
+
+
+def size(estimator, length, over='plain'):
+  """Memory on the MLP, over another estimator's."""
+  memory = MODELS['mlp']['memory']
+  return memory[estimator]['bytes'][length] / memory[over]['bytes'][length]
+
+
+def times(estimator, models=('mlp',)):
+  """Times over plain training at K = 8 and 64."""
+  return [
+    MODELS[m]['time'][k][estimator]['ratio']
+    for m in models
+    for k in ('8', '64')
+  ]
+
+
+def extremes(values):
+  return min(values), max(values)
+
+
+def count_level_pairs():
+  tie = COMPARISON['rules']['tie']
+  return sum(worst <= tie for worst in ratios('worst').values())
+
+
+def cosines(kind):
+  values = CURVATURE[kind]
+  return statistics.median(values), sum(v > 0 for v in values), len(values)
+
+
+def saving(name):
+  row = CHECKPOINT[name]
+  return (
+    row['as it is']['ms'],
+    row['without both']['ms'],
+    row['as it is']['ratio to without both'],
+    row['as it is']['held up ms'],
+  )
+
+
+def at_the_edge(problem):
+  pairs = [p for p in COMPARISON['pairs'] if p['problem'] == problem]
+  return sum(p['cosine']['at_the_edge'] for p in pairs), len(pairs)
+
+
+LOOPS, COMMANDS = REFERENCE['loops'], REFERENCE['commands']
+NOISY = 'noisy_quadratic', 'ill_conditioned_regression', 'drifting_target'
+OURS, CONSTANT = DIVERGED['self_tuning'], DIVERGED['constant']
+ALL = tuple(MODELS)
+SAVING_ROW = '| {} | {:.0f} ms | {:.0f} ms | {:.2f} | {:.0f} ms |'
+# (document, its words, the figures)
+FIGURES = [
+  (README, 'over a bare Python loop | {:.0f}x ({:.0f} to {:.0f}) |', (LOOPS['ratio'], LOOPS['ratio_min'], LOOPS['ratio_max'])),
+  (README, "that loop's own script | {:.2f}x the time ({:.2f} to {:.2f}) |", (COMMANDS['ratio'], COMMANDS['ratio_min'], COMMANDS['ratio_max'])),
+  (README, 'for each of {} problems x {} optimizers', (len({p for p, _ in ratios('best')}), len({o for _, o in ratios('best')}))),
+  (README, 'best constant of a {}-point grid | {} runs | {:.2f} ({:.2f} to {:.1f};', (13, 13, AGAINST['constant'], *extremes(every('ratios')))),
+  (README, 'level or better from {:.0%} of {} starts, from every start in {} of {} pairs', (OVERALL['share_won'], OVERALL['starts'], count_level_pairs(), len(COMPARISON['pairs']))),
+  (README, 'best cosine of the grid, which knows the horizon | 13 runs | {:.2f},', (AGAINST['cosine'],)),
+  (README, 'prodigy, dadapt_adamw with a cosine | 1 run | {:.2f}, {:.2f} |', (AGAINST['prodigy_cosine'], AGAINST['dadapt_adamw_cosine'])),
+  (README, 'momo_adam, mechanize, prodigy, cocob | 1 run | {:.2f}, {:.2f}, {:.2f}, {:.2f} |', [AGAINST[m] for m in ('momo_adam', 'mechanize', 'prodigy', 'cocob')]),
+  (README, 'dowg, dog, dadapt_adamw, schedule_free_adamw | 1 run | {:.2f}, {:.2f}, {:.2f}, {:.2f} |', [AGAINST[m] for m in ('dowg', 'dog', 'dadapt_adamw', 'schedule_free_adamw')]),
+  (README, '| {} of {} (constants {} of {}) |', (*OURS.values(), *CONSTANT.values())),
+  (README, "{:.2f}x to {:.2f}x a transformer's training step", cost('transformer', 'ratio')),
+  (README, "{:.2f}x to {:.2f}x an MLP's", cost('MLP', 'ratio')),
+  (README, 'with {:.2f}x to {:.2f}x and {:.1f}x to {:.1f}x the memory', (*cost('transformer', 'memory_ratio'), *cost('MLP', 'memory_ratio'))),
+  (README, 'costs {:.2f}x the memory of plain training, the same for any K', (size('forward', '512'),)),
+  (README, "reverse at K = 512: {:.0f}x, {:.0f}x forward's", (size('reverse', '512'), size('reverse', '512', over='forward'))),
+  (README, '{:.2f}x / {:.2f}x the time at K = 8 / 64', times('forward')),
+  (README, 'with the Hessian on a quarter of the batch {:.2f}x / {:.2f}x', times('forward, subsample 1/4')),
+  (README, 'without it {:.2f}x / {:.2f}x', times('forward, no curvature')),
+  (TUNING, 'Geometric mean {:.2f} over the best constant of the grid, {:.2f} over the best cosine.', (AGAINST['constant'], AGAINST['cosine'])),
+  (TUNING, '{:.0%} of the starts are level or better', (OVERALL['share_won'],)),
+  (TUNING, "{:.2f} to {:.1f} of the best constant, but SGD's {:.2f} on the drift", (*extremes([r for pair, rs in ratios('ratios', *NOISY).items() for r in rs if pair != ('drifting_target', 'sgd')]), ratios('worst')['drifting_target', 'sgd'])),
+  (TUNING, 'text {:.2f} to {:.2f}, convolutional digits {:.2f} (Adam), {:.2f} (RMSProp), {:.1f} (SGD)', (*extremes(ratios('median', 'text').values()), *medians('digits_cnn', 'adam', 'rmsprop', 'sgd'))),
+  (TUNING, 'the digits MLP {:.0f}, {:.0f} and {:.0f} after 2000', medians('digits_mlp', 'adam', 'rmsprop', 'sgd')),
+  (TUNING, "(digits MLP): {:.0f} to {:.0f} times the best constant's training loss", extremes(ratios('median', 'digits_mlp').values())),
+  (TUNING, 'No run of {} diverged', (OURS['runs'] if not OURS['diverged'] else '?',)),
+  (TUNING, 'know the horizon, by {:.0f} and {:.0f}%', (100 - 100 * AGAINST['prodigy_cosine'], 100 - 100 * AGAINST['dadapt_adamw_cosine'])),
+  (TUNING, "{:.2f}x to {:.2f}x of a transformer's step", cost('transformer', 'ratio')),
+  (TUNING, "{:.2f}x to {:.2f}x of an MLP's", cost('MLP', 'ratio')),
+  (ENGINE, '| `forward` | constant in K | {:.1f}-{:.1f}x plain, exact', extremes(times('forward', ALL))),
+  (ENGINE, '| `reverse` | grows with K | {:.0f}-{:.0f}x plain, exact', extremes(times('reverse', ALL))),
+  (ENGINE, '(medians {:.2f} and {:.2f}; {} and {} of {} positive)', (cosines('subsample')[0], cosines('none')[0], cosines('subsample')[1], *cosines('none')[1:])),
+  (RELIABILITY, 'A digits run of {:.0f} seconds that saves 25 times in it takes {:.2f}x its time', tuple(CHECKPOINT['a whole run'].values())),
+  *((RELIABILITY, SAVING_ROW, (n, *saving(n))) for n in CHECKPOINT if n.endswith('MB')),
+]  # fmt: skip
+# Ratios that no benchmark gave: aims, and what plain training is by definition.
+NOT_MEASURED = {
+  README: {'1.15x', '2.5x', '2.88x', '1.7x'},
+  ENGINE: {'1x'},
+}
+DOCUMENTS = [
+  README,
+  *sorted(f'docs/{p.name}' for p in (ROOT / 'docs').iterdir()),
+]
+
+
+def words(document):
+  text = (ROOT / document).read_text()
+  return ' '.join(text.split()).replace(' %', '%')
+
+
+def write(template, figures):
+  return template.format(*figures)
+
+
+@pytest.mark.parametrize(
+  ('document', 'template', 'figures'),
+  FIGURES,
+  ids=[f'{document}: {template}' for document, template, _ in FIGURES],
+)
+def test_figures_are_those_of_the_result_files(document, template, figures):
+  assert write(template, figures) in words(document)
+
+
+@pytest.mark.parametrize('document', DOCUMENTS)
+def test_every_ratio_is_in_the_table_above(document):
+  text = words(document)
+  for where, template, figures in FIGURES:
+    if where == document:
+      text = text.replace(write(template, figures), '')
+  found = set(re.findall(r'\b\d+(?:\.\d+)?x\b', text))
+  assert found <= NOT_MEASURED.get(document, set())
+
+
+def test_what_the_pages_say_of_the_results_in_words():
+  finals = [
+    float(run['final'])
+    for run in RUNS
+    if run['problem'] == 'digits_mlp' and run['method'] == 'self_tuning'
+  ]
+  assert max(finals) < 1e-3
+  assert all(
+    value < 1
+    for method, value in AGAINST.items()
+    if method not in ('constant', 'cosine')
+  )
+  assert at_the_edge('breast_cancer') == (3, 3)
+  assert at_the_edge('drifting_target') == (2, 3)
