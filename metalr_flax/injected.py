@@ -11,6 +11,7 @@ from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from metalr_flax import jaxprs
@@ -41,7 +42,7 @@ def check(
   learned: Collection[str],
   labels: PyTree | None,
 ) -> None:
-  """Raises unless each learned hyperparameter stands at one place a group.
+  """Checks that each learned hyperparameter stands at one place a group.
 
   Args:
     tx: the inner optimizer.
@@ -50,9 +51,9 @@ def check(
     labels: the group of each parameter, None where there are no groups.
 
   Raises:
-    ValueError: where a callable argument was taken for a schedule; where two
-      injected optimizers would share one learned value; where labels and `tx`
-      do not agree which group a parameter is in.
+    ValueError: where a callable argument was taken for a schedule; where a
+      learned value moves no parameter, or two injected optimizers would share
+      it; where labels and `tx` do not agree which group a parameter is in.
   """
   opt_state = jax.eval_shape(tx.init, params)
   _check_schedules(opt_state)
@@ -62,6 +63,8 @@ def check(
   stages = _find_stages(tx, params, opt_state, learned, groups)
   for name in learned:
     ours = [s for s in stages if s.name == name and s.moved]
+    if not ours:
+      _check_inert(name, stages, params)
     if labels is None:
       _check_single(name, ours)
     else:
@@ -88,16 +91,7 @@ def _find_stages(
   learned: Collection[str],
   groups: Collection[str],
 ) -> list[Stage]:
-  def update(opt_state: PyTree, params: PyTree) -> PyTree:
-    grads = optimizers.gradients_like(params)
-    return tx.update(grads, opt_state, params)[0]
-
-  closed = jax.make_jaxpr(update)(opt_state, params)
-  marks = [
-    *jax.tree.leaves(_marked(opt_state, learned)),
-    *(frozenset() for _ in jax.tree.leaves(params)),
-  ]
-  reached = jaxprs.find_reached(closed, marks)
+  reached = _find_reached(tx, params, opt_state, learned)
   return [
     Stage(
       name=name,
@@ -108,8 +102,38 @@ def _find_stages(
       ),
     )
     for path, node in optimizers.find_injected(opt_state)
-    for name in optimizers.numbers(node)
-    if name in learned
+    for name in _names(node, learned)
+  ]
+
+
+def _find_reached(
+  tx: optax.GradientTransformation,
+  params: PyTree,
+  opt_state: optax.OptState,
+  learned: Collection[str],
+) -> list[frozenset]:
+  """What reaches the update of each parameter, in however many updates."""
+
+  def update(opt_state: PyTree, params: PyTree) -> PyTree:
+    return tx.update(optimizers.gradients_like(params), opt_state, params)[::-1]
+
+  closed = jax.make_jaxpr(update)(opt_state, params)
+  marks = jax.tree.leaves(_marked(opt_state, learned))
+  nothing = [frozenset[Any]() for _ in jax.tree.leaves(params)]
+  while True:
+    reached = jaxprs.find_reached(closed, [*marks, *nothing])
+    after = [a | b for a, b in zip(marks, reached, strict=False)]
+    if after == marks:
+      return reached[len(marks) :]
+    marks = after
+
+
+def _names(node: Any, learned: Collection[str]) -> list[str]:
+  """The learned floats of an injected state."""
+  return [
+    name
+    for name, value in optimizers.numbers(node).items()
+    if name in learned and jnp.issubdtype(value.dtype, jnp.inexact)
   ]
 
 
@@ -120,12 +144,19 @@ def _marked(opt_state: optax.OptState, learned: Collection[str]) -> PyTree:
     (*path, jax.tree_util.GetAttrKey('hyperparams'),
      jax.tree_util.DictKey(name)): frozenset({(path, name)})
     for path, node in injected
-    for name in optimizers.numbers(node)
-    if name in learned
+    for name in _names(node, learned)
   }  # fmt: skip
   return jax.tree_util.tree_map_with_path(
     lambda path, _: marks.get(path, frozenset()), opt_state
   )
+
+
+def _check_inert(name: str, stages: list[Stage], params: PyTree) -> None:
+  if jax.tree.leaves(params) and any(s.name == name for s in stages):
+    raise ValueError(
+      f'self_tuning: {name!r} moves no parameter: inner_tx does not use it, or '
+      f'sees it through a sign alone; leave it out of learned'
+    )
 
 
 def _check_single(name: str, stages: list[Stage]) -> None:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 # (equation, arguments) -> its outputs, or None to leave it as it is.
 Rule = Callable[[Any, list[Any]], Sequence[Any] | None]
 
+_FLAT = ('sign', 'floor', 'ceil', 'round')  # their derivative is 0
 _CALLS = ('jit', 'pjit', 'closed_call', 'core_call')
 
 
@@ -46,9 +47,9 @@ def find_reached(
 ) -> list[frozenset]:
   """The marks of the inputs that each output's value can move smoothly with.
 
-  A path through a boolean or an integer counts for none (whether an update is
-  finite decides on all groups alike). Of a loop every output counts as reached
-  by every input.
+  A path through a sign, a boolean or an integer counts for none (whether an
+  update is finite decides on all groups alike). Of a loop every output counts
+  as reached by every input.
 
   Args:
     closed: a traced function, as `jax.make_jaxpr` gives it.
@@ -83,6 +84,7 @@ def _spread_through(eqn: Any, marks: list[frozenset]) -> list[frozenset]:
   if name == 'cond':
     branches = [_spread(b.jaxpr, marks[1:]) for b in params['branches']]
     return [frozenset().union(*outs) for outs in zip(*branches, strict=True)]
+  marks = [] if name in _FLAT else marks
   return [frozenset().union(*marks)] * len(eqn.outvars)
 
 
