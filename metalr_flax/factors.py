@@ -88,10 +88,14 @@ def expand_labels(labels: Any, params: PyTree) -> PyTree | None:
   Args:
     labels: names in a tree of params' structure or a prefix of it, a function
       from params to one, or None.
-    params: of any structure.
+    params: of any structure; with `optax.lookahead` labels are those of the
+      fast ones, and the slow ones have the same.
   """
-  if labels is None:
+  if labels is None or not jax.tree.leaves(params):
     return None
+  if isinstance(params, optax.LookaheadParams):
+    fast = expand_labels(labels, params.fast)
+    return optax.LookaheadParams(fast=fast, slow=fast)
   names = labels(params) if callable(labels) else labels
   try:  # a label above several parameters is that of all of them
     return jax.tree.map(
@@ -191,7 +195,8 @@ def _base(name: str, kind: str, known: Mapping[str, Any]) -> jax.Array:
   if value.ndim or not jnp.issubdtype(value.dtype, jnp.floating):
     raise ValueError(
       f'self_tuning: {name!r} is {value.dtype}{list(value.shape)}: must be one '
-      f'floating-point number'
+      f'floating-point number; where the parameters are complex give '
+      f'optax.inject_hyperparams(..., hyperparam_dtype=jnp.float32)'
     )
   if jnp.finfo(value.dtype).bits < 32:
     raise ValueError(

@@ -197,7 +197,8 @@ def make_contract(
     label_of = forward.leaves_of('params', labels)
 
   def by_label(dots: jax.Array, grads: dict, tangents: forward.Tangents) -> Eta:
-    slopes = dict.fromkeys(label_of.values(), jnp.zeros_like(dots))
+    # '' for all of no parameters.
+    slopes = dict.fromkeys(['', *label_of.values()], jnp.zeros_like(dots))
     for path, z in tangents.items():
       if path in label_of:
         slopes[label_of[path]] += _dot(grads[path], z)
@@ -213,6 +214,10 @@ def make_contract(
 
 
 def _dot(gradient: jax.Array, tangents: jax.Array) -> jax.Array:
-  """One leaf's share of g . Z for each direction, [k], at least float32."""
+  """One leaf's share of g . Z for each direction, [k], at least float32.
+
+  Of complex leaves the real part: `jax.grad` gives what makes it the slope.
+  """
   dtype = jnp.promote_types(tangents.dtype, jnp.float32)
-  return jax.vmap(lambda z: jnp.sum(gradient * z, dtype=dtype))(tangents)
+  dots = jax.vmap(lambda z: jnp.sum(gradient * z, dtype=dtype))(tangents)
+  return jnp.real(dots)

@@ -19,8 +19,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from metalr_flax import inner
-
 PyTree = Any
 EXCESS = 10.0  # times the mark: too high
 RAISE = 3.0  # times the mark, after an explosion
@@ -184,17 +182,18 @@ def _seen(
 ) -> tuple[jax.Array, jax.Array]:
   """Gradient norm and loss, float32 [2], and whether both were finite."""
   squares = [
-    jnp.sum(jnp.square(g.astype(jnp.float32))) for g in jax.tree.leaves(grads)
+    jnp.sum(jnp.square(_real(g).astype(jnp.float32)))
+    for g in jax.tree.leaves(grads)
   ]
   square = sum(squares, start=jnp.zeros((), jnp.float32))
-  loss = jnp.asarray(0.0 if value is None else value)
-  # The squares may overflow where the gradient does not: then look closer.
-  finite = jax.lax.cond(
-    jnp.isfinite(square),
-    lambda _: jnp.array(True),
-    inner.all_finite,
-    grads,
-  )
-  # A loss below 0 is good news however large.
-  seen = jnp.stack([jnp.sqrt(square), jnp.maximum(loss, 0).astype(jnp.float32)])
-  return jnp.nan_to_num(seen, nan=0.0), finite & jnp.all(jnp.isfinite(loss))
+  loss = jnp.asarray(0.0 if value is None else value, jnp.float32)
+  norm = jnp.sqrt(sum(squares, start=jnp.zeros((), jnp.float32)))
+  # A loss below 0 is good news however large; NaN stays NaN.
+  seen = jnp.stack([norm, jnp.maximum(loss, 0)])
+  # A norm above 1e19, whose square float32 does not hold, is not finite either.
+  finite = jnp.all(jnp.isfinite(seen)) & jnp.isfinite(loss)
+  return jnp.nan_to_num(seen), finite
+
+
+def _real(gradient: jax.Array) -> jax.Array:
+  return jnp.abs(gradient) if jnp.iscomplexobj(gradient) else gradient

@@ -21,6 +21,7 @@ import optax
 from metalr_flax import curvature
 from metalr_flax import forward
 from metalr_flax import forward_gradient
+from metalr_flax import optimizers
 from metalr_flax import problem as problem_lib
 from metalr_flax import state as state_lib
 
@@ -40,7 +41,9 @@ def slopes(
 
   Args:
     eta: scalars by hyperparameter name.
-    grads: g, of params' structure.
+    grads: g as the optimizer gets them (of complex parameters the conjugate of
+      what `jax.grad` gives), of params' structure, or of that of the fast ones
+      with `optax.lookahead`.
     params: where g was taken, for the paths.
     tangents: Z there.
     labels: the group of each parameter, None where there are none.
@@ -53,7 +56,7 @@ def slopes(
   )
   return contract(
     jnp.zeros(len(eta)),
-    forward.leaves_of('params', grads),
+    forward.leaves_of('params', _as_slope(grads, params)),
     _by_path(tangents, _inner(params, ())),
   )
 
@@ -145,8 +148,9 @@ def init_tangents(
     labels=labels,
   )
   inner = _inner(params, opt_state)
+  grads = optimizers.gradients_like(params)
   tangents = forward_gradient.init_tangents(
-    eta, inner, params, problem, grad_fn=constant, per_group=False
+    eta, inner, grads, problem, grad_fn=constant, per_group=False
   )
   places = {path: i for i, path in enumerate(forward.names(inner))}
   return {
@@ -185,6 +189,20 @@ def go_back(updates: PyTree, displacement: forward.Tangents) -> PyTree:
       u - displacement[_key(place)][0].astype(u.dtype)
       for place, u in enumerate(leaves)
     ],
+  )
+
+
+def _as_slope(grads: PyTree, params: PyTree) -> PyTree:
+  """What a change of params is multiplied by to give that of the loss.
+
+  The real part of the product counts, `sum(real(conj(g) * dtheta))`. The loss
+  is that of the fast parameters where there are slow ones.
+  """
+  slope = jax.tree.map(jnp.conj, grads)
+  if not isinstance(params, optax.LookaheadParams):
+    return slope
+  return optax.LookaheadParams(
+    fast=slope, slow=jax.tree.map(jnp.zeros_like, params.slow)
   )
 
 

@@ -177,6 +177,18 @@ def group_of(path: tuple, labels: Collection[str]) -> str | None:
   return next((key for key in keys if key in labels), None)
 
 
+def as_arrays(tree: PyTree) -> PyTree:
+  """A tree with its Python numbers and NumPy arrays as JAX's own, none weak."""
+  return jax.tree.map(
+    lambda leaf: (
+      leaf
+      if isinstance(leaf, jax.Array)
+      else jnp.asarray(leaf, jnp.result_type(leaf))
+    ),
+    tree,
+  )
+
+
 def gradients_like(params: PyTree) -> PyTree:
   """A tree with the structure, shapes and dtypes that gradients have.
 
@@ -294,7 +306,7 @@ def init_state(
   def update(opt_state: optax.OptState) -> optax.OptState:
     return tx.update(gradients_like(params), opt_state, params)[1]
 
-  opt_state = jax.tree.map(jnp.asarray, tx.init(params))
+  opt_state = as_arrays(tx.init(params))
   settled = jax.eval_shape(update, jax.eval_shape(update, opt_state))
   return jax.tree.map(
     # A key of noisy_sgd's has no other type.

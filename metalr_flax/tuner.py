@@ -75,6 +75,7 @@ class Tuner:
 
   def init(self, params: PyTree) -> SelfTuningState:
     """The state before the first update."""
+    params = optimizers.as_arrays(params)
     labels = self._labels(params)
     injected.check(self.inner_tx, params, self.learned, labels)
     opt_state = optimizers.init_state(self.inner_tx, params)
@@ -115,6 +116,7 @@ class Tuner:
     del extra_args
     if params is None:
       raise ValueError('self_tuning: update(grads, state, params) needs params')
+    updates, params = optimizers.as_arrays((updates, params))
     if self.steers:
       return self._steer(state, updates, params, value)
     eta, meta_opt_state = self._follow(state, updates, params)

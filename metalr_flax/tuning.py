@@ -39,6 +39,8 @@ def self_tuning(
   three updates at most, resets the inner optimizer and lowers the learning rate
   where that is learned; optax's extra argument `value=`, the loss, is watched
   as well where it is given. The inner optimizer sees no extra arguments.
+  Gradients of complex parameters are given as optax wants them, the conjugate
+  of what `jax.grad` returns.
 
   The method is a forward-mode meta-gradient (Franceschi et al. 2017,
   https://arxiv.org/abs/1703.01785; Sutton's IDBD of 1992); the rule that moves
@@ -46,6 +48,7 @@ def self_tuning(
 
   Args:
     inner_tx: made by `optax.inject_hyperparams`; also inside a chain or mask.
+      `self_tuning` must be the last in a chain of its own.
     learned: hyperparameters by name, each 'log' (positive; its logarithm is
       learned) or 'one_minus_log' (a decay rate: the logarithm of 1 minus it).
       A list of names will do: those that optax gives to decay rates (b1, b2,
@@ -67,10 +70,10 @@ def self_tuning(
 
   Raises:
     ValueError: for a name or kind that does not exist; a hyperparameter that is
-      a schedule, cannot be learned, or is injected at several places of one
-      group; labels of another structure, or of other groups than `inner_tx`
-      has; a discount out of range or without `meta_tx`; when called or at
-      `init`.
+      a schedule, cannot be learned, moves nothing, or is injected at several
+      places of one group; labels of another structure, or of other groups than
+      `inner_tx` has; a discount out of range or without `meta_tx`; when called
+      or at `init`.
   """
   kinds = factors.with_kinds(learned)
   _check(inner_tx, kinds, meta_tx, discount, schedule)

@@ -548,13 +548,14 @@ def test_a_rate_that_was_lowered_comes_back(params, data):
   assert metalr_flax.hyperparams_of(state)['learning_rate'] > 0.25 * rate
 
 
-def test_gradients_whose_squares_overflow_are_an_explosion(params, data):
+def test_gradients_whose_squares_overflow_are_not_finite(params, data):
   tx = tuned('sgd')
   now, state, _ = train(tx, params, data, 60)
-  for _ in range(2):
-    huge = jax.tree.map(lambda p: jnp.full_like(p, 1e30), params)
+  huge = jax.tree.map(lambda p: jnp.full_like(p, 1e30), params)
+  for _ in range(guard.PATIENCE):
     _, state = tx.update(huge, state, now)
-  assert metalr_flax.counts_of(state) == {'skipped': 1, 'undone': 3}
+  counts = metalr_flax.counts_of(state)
+  assert counts == {'skipped': guard.PATIENCE, 'undone': 3}
 
 
 def test_the_guard_watches_the_loss_where_it_is_given(params, data):
@@ -600,6 +601,94 @@ def test_groups_have_rates_of_their_own(params, data):
     assert len(set(rates.values())) == 2
     assert min(rates.values()) > 1e-4
     assert np.mean(losses[-20:]) < 0.8 * np.mean(losses[:20])
+
+
+TARGET = 2 + 1j
+STARTS = {
+  'Python floats': {'w': 1.0, 'v': 2.0},
+  'NumPy arrays': {'w': np.ones(3, np.float32)},
+  'no parameters': {},
+  'complex': {'w': jnp.ones(3, jnp.complex64), 'v': jnp.ones(2)},
+  'lookahead': optax.LookaheadParams.init_synced({'w': jnp.ones(3)}),
+}
+
+
+def injected_into(params, name='adam', rate=0.1):
+  """The optimizer that suits one of `STARTS`."""
+  dtype = jnp.zeros(()).dtype  # the rate of complex parameters is none
+  inject = optax.inject_hyperparams(OPTIMIZERS[name], hyperparam_dtype=dtype)
+  if isinstance(params, optax.LookaheadParams):
+    return optax.lookahead(inject(rate), sync_period=3, slow_step_size=0.5)
+  return inject(rate)
+
+
+def distance(params):
+  """A loss: half the distance to the target, squared."""
+  leaves = jax.tree.leaves(params)
+  return 0.5 * sum(jnp.sum(jnp.abs(leaf - TARGET) ** 2) for leaf in leaves)
+
+
+def descent(params):
+  """Gradients as optax wants them: of complex parameters the conjugate."""
+  params = getattr(params, 'fast', params)
+  grads = jax.grad(distance)(jax.tree.map(jnp.asarray, params))
+  return jax.tree.map(jnp.conj, grads)
+
+
+@pytest.mark.parametrize('start', STARTS)
+@pytest.mark.parametrize('name', ['sgd', 'adam'])
+def test_parameters_are_taken_as_plain_optax_takes_them(name, start):
+  inner = injected_into(STARTS[start], name)
+  off = metalr_flax.self_tuning(inner, meta_tx=optax.set_to_zero())
+  on = metalr_flax.self_tuning(inner)
+  ends = []
+  for tx in (inner, off, on):
+    now, state = STARTS[start], tx.init(STARTS[start])
+    for _ in range(5):
+      updates, state = jax.jit(tx.update)(descent(now), state, now)
+      now = optax.apply_updates(now, updates)
+    ends.append(now)
+  assert_same_bits(ends[0], ends[1])
+  rate = metalr_flax.hyperparams_of(state)['learning_rate']
+  assert rate > 1.2e-5 or not STARTS[start]
+
+
+@pytest.mark.parametrize('start', ['complex', 'lookahead'])
+@pytest.mark.parametrize('name', OPTIMIZERS)
+def test_the_slope_equals_finite_differences(name, start, x64):
+  """That of the loss after one update, met by the second."""
+  wide = lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float64))
+  params = jax.tree.map(wide, STARTS[start])
+  tx = metalr_flax.self_tuning(
+    injected_into(params, name), meta_tx=optax.sgd(1.0), discount=1.0
+  )
+
+  def after(eta):
+    state = tx.init(params)._replace(eta={'learning_rate': jnp.asarray(eta)})
+    updates, state = tx.update(descent(params), state, params)
+    return optax.apply_updates(params, updates), state
+
+  up, down = (
+    distance(getattr(now, 'fast', now)) for now, _ in map(after, (1e-5, -1e-5))
+  )
+  now, state = after(0.0)
+  _, state = tx.update(descent(now), state, now)
+  slope = -state.eta['learning_rate']
+  np.testing.assert_allclose(slope, (up - down) / 2e-5, rtol=1e-6)
+
+
+def test_lookahead_with_groups():
+  parts = {'x': injected(rate=0.1), 'y': injected(rate=0.1)}
+  labels = {'w': 'x', 'v': 'y'}
+  inner = optax.lookahead(optax.partition(parts, labels), 3, 0.5)
+  tx = metalr_flax.self_tuning(inner, labels=labels)
+  now = optax.LookaheadParams.init_synced({'w': jnp.ones(3), 'v': jnp.zeros(2)})
+  state = tx.init(now)
+  for _ in range(5):
+    updates, state = tx.update(descent(now), state, now)
+    now = optax.apply_updates(now, updates)
+  rates = metalr_flax.hyperparams_of(state)
+  assert min(rates['learning_rate/x'], rates['learning_rate/y']) > 1.2e-5
 
 
 GROUPS = {'a': 'first', 'b': 'second'}
@@ -829,6 +918,7 @@ def test_after_a_restart_what_the_user_wrote_into_the_state_stays(params):
     (lambda: metalr_flax.self_tuning(optax.inject_hyperparams(optax.lion)(0.1), learned=['b2']), "'b2' moves no parameter"),
     (lambda: metalr_flax.self_tuning(optax.inject_hyperparams(lambda learning_rate: injected(rate=learning_rate))(0.1)), "'learning_rate' moves no parameter"),
     (lambda: metalr_flax.self_tuning(injected(), labels=GROUPS), 'make inner_tx by make_grouped'),
+    (lambda: metalr_flax.self_tuning(injected(rate=jnp.complex64(0.1))), 'hyperparam_dtype=jnp.float32'),
     (lambda: metalr_flax.self_tuning(optax.adam), 'must be an optax transformation'),
     (lambda: metalr_flax.self_tuning(injected(), learned='learning_rate'), "must be names, e.g. ['learning_rate']"),
     (lambda: metalr_flax.self_tuning(injected(), learned=[1]), 'must be names'),
