@@ -367,7 +367,7 @@ def test_a_slope_that_is_not_finite_does_not_move_meta_tx(params):
   )
 
 
-@pytest.mark.parametrize('rate', [1e-5, 1e-3, 1.0, 100.0])
+@pytest.mark.parametrize('rate', [1e-5, 1e-3, 1.0, 100.0, 1e10])
 def test_a_start_above_its_place_is_a_start_from_below(rate, params, data):
   """What the user set is forgotten, to the last bit of float32's logarithm."""
   low = train(
