@@ -98,6 +98,18 @@ MUTANTS = [
   Mutant('reverse mode takes a discount', 'meta_gradient', "    if self.kind == 'reverse' and self.discount:", '    if False:', 'tests/test_wrong_calls.py'),
   Mutant('more steps are taken than there are rows', 'outer', '  _check_counts(num_steps, max_steps)\n', '', 'tests/test_wrong_calls.py'),
   Mutant('JAX is imported before the config is checked', 'config', 'import difflib', 'import jax  # noqa\nimport difflib', f'{T}test_invalid.py'),
+  Mutant("labels that are not the optimizer's are taken", 'injected', '    if movers and group not in movers:', '    if False:', 'tests/test_tuning.py::test_labels_other_than_the_optimizers_are_refused'),
+  Mutant('a group that no label names is passed over', 'injected', '    if stage.group is None:', '    if False:', 'tests/test_tuning.py::test_labels_other_than_the_optimizers_are_refused'),
+  Mutant('two stages share one rate', 'injected', '  if len(stages) > 1:', '  if False:', 'tests/test_tuning.py::test_two_stages_do_not_share_one_rate'),
+  Mutant('a hyperparameter that moves nothing is learned', 'injected', '    if not ours:', '    if False:', 'tests/test_tuning.py::test_mistakes_are_named'),
+  Mutant('a mask is taken for a schedule', 'injected', "if not hasattr(value, 'dtype') or value.dtype == bool:", 'if False:', 'tests/test_tuning.py::test_mistakes_are_named'),
+  Mutant('a sign passes a derivative on', 'jaxprs', "_FLAT = ('sign', 'floor', 'ceil', 'round')", '_FLAT = ()', 'tests/test_tuning.py::test_mistakes_are_named'),
+  Mutant('whether an update is finite joins all groups', 'jaxprs', 'reached[var] = found if smooth else frozenset()', 'reached[var] = found', 'tests/test_jaxprs.py'),
+  Mutant("a slope's square leaves float32", 'steering', 'jnp.hypot(jnp.sqrt(old) * average.rms, jnp.sqrt(1 - old) * slopes)', 'jnp.sqrt(old * average.rms**2 + (1 - old) * slopes**2)', 'tests/test_tuning.py::test_the_rule_does_not_depend_on_the_losss_scale'),
+  Mutant('complex gradients are not conjugated', 'online', 'slope = jax.tree.map(jnp.conj, grads)', 'slope = grads', 'tests/test_tuning.py::test_the_slope_equals_finite_differences'),
+  Mutant("the loss is taken at lookahead's slow parameters, too", 'online', 'fast=slope, slow=jax.tree.map(jnp.zeros_like, params.slow)', 'fast=slope, slow=slope', 'tests/test_tuning.py::test_the_slope_equals_finite_differences'),
+  Mutant('Python numbers are no parameters', 'tuner', '    updates, params = optimizers.as_arrays((updates, params))\n', '', 'tests/test_tuning.py::test_parameters_are_taken_as_plain_optax_takes_them'),
+  Mutant('a decay rate alone in a list is learned by its logarithm', 'factors', 'KINDS[name in DECAY_RATES]', 'KINDS[0]', 'tests/test_tuning.py::test_names_alone_are_learned_by_the_kind_that_suits_them'),
 ]  # fmt: skip
 
 
