@@ -185,7 +185,6 @@ def _seen(
     jnp.sum(jnp.square(_real(g).astype(jnp.float32)))
     for g in jax.tree.leaves(grads)
   ]
-  square = sum(squares, start=jnp.zeros((), jnp.float32))
   loss = jnp.asarray(0.0 if value is None else value, jnp.float32)
   norm = jnp.sqrt(sum(squares, start=jnp.zeros((), jnp.float32)))
   # A loss below 0 is good news however large; NaN stays NaN.

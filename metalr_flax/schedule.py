@@ -150,7 +150,9 @@ def _check(entry: Any) -> None:
   steps, values = entry['inner_step'], entry['value']
   if not isinstance(steps, list) or not all(type(s) is int for s in steps):
     raise ValueError('inner_step must be a list of integers')
-  if not steps or steps[0] != 0 or steps != sorted({*steps}):
+  if not steps:
+    raise ValueError('value must be one number or more')
+  if steps[0] != 0 or steps != sorted({*steps}):
     raise ValueError('inner_step must ascend from 0')
   if not isinstance(values, list) or len(values) != len(steps):
     raise ValueError('value must be a list as long as inner_step')

@@ -239,12 +239,8 @@ class Tuner:
       steering_lib.begin_anew(state.meta_opt_state),
       state.meta_opt_state,
     )
-    rows, steering = steering_lib.steer(
-      of_eta,
-      *_zero_where(restart, (_stack(slopes), _stack(quick))),
-      of_rate,
-      steering,
-    )
+    long, quick = _zero_where(restart, (_stack(slopes), _stack(quick)))
+    rows, steering = steering_lib.steer(of_eta, long, quick, of_rate, steering)
     lower = jnp.where(of_rate, -guard_lib.BACK_OFF, -of_eta / 2)
     rows = jnp.where(restart, lower, jnp.where(back, 0, rows))
     moves = jax.tree.unflatten(jax.tree.structure(state.eta), list(rows))

@@ -334,8 +334,8 @@ def test_recorded_values_replay_as_a_schedule(name, params, data, tmp_path):
 @pytest.mark.parametrize(
   ('values', 'every', 'part'),
   [
-    ({'learning_rate': []}, 1, 'one finite number or more'),
-    ({'learning_rate': [0.1, np.nan]}, 1, 'one finite number or more'),
+    ({'learning_rate': []}, 1, 'value must be one number or more'),
+    ({'learning_rate': [0.1, np.nan]}, 1, 'finite in float32'),
     ({'learning_rate': [0.1]}, 0, 'every=0'),
   ],
 )
