@@ -25,15 +25,15 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
-from metalr_flax import arrays
-from metalr_flax import checkpoint
-from metalr_flax import cli
 from metalr_flax import interrupts
-from metalr_flax import launch
-from metalr_flax import manifest
-from metalr_flax import saving
-from metalr_flax import state as state_lib
-from metalr_flax import storage
+from metalr_flax.config import flags
+from metalr_flax.engine import state as state_lib
+from metalr_flax.trainer import launch
+from metalr_flax.workdir import arrays
+from metalr_flax.workdir import checkpoint
+from metalr_flax.workdir import files
+from metalr_flax.workdir import manifest
+from metalr_flax.workdir import saving
 
 ROOT = pathlib.Path(__file__).parent.parent
 RESULTS = ROOT / 'benchmarks/results'
@@ -49,7 +49,7 @@ def without(*, fsync: bool = False, sealing: bool = False) -> Iterator[None]:
       for module, name in (
         (manifest, 'seal'),
         (checkpoint.fingerprint, 'digest'),
-        (storage, 'sync_directory'),
+        (files, 'sync_directory'),
         (arrays, 'check_complete'),
         (arrays, 'check_equal'),
       ):
@@ -128,7 +128,7 @@ def time_saves(count: int, rounds: int) -> dict[str, dict[str, float]]:
 def time_run() -> float:
   """Seconds of the digits run, 25 checkpoints in it."""
   with tempfile.TemporaryDirectory(dir=ROOT / 'checkpoints') as folder:
-    arguments = cli.parse(
+    arguments = flags.parse(
       'benchmark',
       [
         f'--config={ROOT}/configs/digits_mlp.py',

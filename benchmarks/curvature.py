@@ -20,8 +20,8 @@ import jax.numpy as jnp
 from matplotlib import figure
 
 import metalr_flax
-from metalr_flax import build
-from metalr_flax import cli
+from metalr_flax.config import flags
+from metalr_flax.trainer import build
 
 ROOT = pathlib.Path(__file__).parent.parent
 RESULTS = ROOT / 'benchmarks/results'
@@ -42,7 +42,7 @@ def measure(steps: int) -> dict[str, list[float]]:
     '--config.meta.groups=per_leaf',
     f'--config.meta.discount={DISCOUNT}',
   ]
-  experiment = build.build(cli.parse('benchmark', arguments, '').config)
+  experiment = build.build(flags.parse('benchmark', arguments, '').config)
   problem, state = experiment.problem, experiment.init_state()
   estimators = {
     kind: metalr_flax.Estimator(

@@ -27,9 +27,9 @@ import jax
 import notebook_loop
 import numpy as np
 
-from metalr_flax import build
-from metalr_flax import cli
-from metalr_flax import launch
+from metalr_flax.config import flags
+from metalr_flax.trainer import build
+from metalr_flax.trainer import launch
 
 ROOT = pathlib.Path(__file__).parent.parent
 CONFIG = ROOT / 'configs/default.py'
@@ -54,7 +54,7 @@ def time_notebook() -> Callable[[], float]:
 
 def time_trainer() -> Callable[[], float]:
   """Returns a function that measures the trainer's steps per second."""
-  config = cli.parse('benchmark', [f'--config={CONFIG}'], '').config
+  config = flags.parse('benchmark', [f'--config={CONFIG}'], '').config
   experiment = build.build(config)
   state = experiment.init_state()
   rows = launch.max_rows(config)

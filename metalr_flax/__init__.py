@@ -5,12 +5,12 @@ r"""Learn an optimizer's hyperparameters while it trains.
     theta_{k+1} = theta_k - tx(phi(eta))(dL/dtheta)   for k = 0 .. K - 1
 
 ```
-train loop (host)        train.py           for each chunk: state, rows = ...
-└─ outer step (jit)      outer.py           eta <- eta - meta_tx(dF/deta)
-   └─ meta-gradient      meta_gradient.py   dF/deta through the window
-      └─ window (scan)   inner.py           theta_0 -> ... -> theta_K
-         └─ inner step   inner.py           theta <- theta - tx(lambda)(grad)
-            └─ maths     hyperparams.py     lambda = phi(eta)
+train loop (host)        trainer/loop.py           chunks of outer steps
+└─ outer step (jit)      engine/outer.py           eta <- eta - meta_tx(dF/deta)
+   └─ meta-gradient      engine/meta_gradient.py   dF/deta through the window
+      └─ window (scan)   engine/inner.py           theta_0 -> ... -> theta_K
+         └─ inner step   engine/inner.py           theta <- theta - tx(phi)(g)
+            └─ maths     engine/bijections.py      lambda = phi(eta)
 ```
 
 The names below are the public ones. They are resolved on first use, so that
@@ -21,29 +21,29 @@ import importlib
 from typing import Any
 
 _PUBLIC = {
-  'Estimator': 'meta_gradient',
-  'InnerState': 'state',
-  'MetaTrainState': 'state',
-  'Problem': 'problem',
+  'Estimator': 'engine.meta_gradient',
+  'InnerState': 'engine.state',
+  'MetaTrainState': 'engine.state',
+  'Problem': 'engine.problem',
   'Task': 'tasks',
-  'constrain': 'hyperparams',
-  'counts_of': 'tuning',
-  'hyperparams_of': 'tuning',
-  'init_state': 'outer',
-  'inner_step': 'inner',
-  'label_leaves': 'optimizers',
-  'load': 'loading',
-  'load_schedule': 'schedule',
-  'make_grouped': 'optimizers',
-  'make_injected': 'optimizers',
+  'constrain': 'engine.bijections',
+  'counts_of': 'tuning.self_tuning',
+  'hyperparams_of': 'tuning.self_tuning',
+  'init_state': 'engine.outer',
+  'inner_step': 'engine.inner',
+  'label_leaves': 'engine.optimizers',
+  'load': 'trainer.loading',
+  'load_schedule': 'workdir.schedule',
+  'make_grouped': 'engine.optimizers',
+  'make_injected': 'engine.optimizers',
   'make_loss_fn': 'models.functional',
-  'outer_step': 'outer',
-  'outer_steps': 'outer',
-  'save_schedule': 'schedule',
-  'self_tuning': 'tuning',
+  'outer_step': 'engine.outer',
+  'outer_steps': 'engine.outer',
+  'save_schedule': 'workdir.schedule',
+  'self_tuning': 'tuning.self_tuning',
   'split': 'models.functional',
-  'unconstrain': 'hyperparams',
-  'unroll': 'inner',
+  'unconstrain': 'engine.bijections',
+  'unroll': 'engine.inner',
 }
 __all__ = sorted(_PUBLIC)
 __version__ = '0.1.0'

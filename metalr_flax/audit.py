@@ -24,7 +24,7 @@ from metalr_flax import console
 from metalr_flax import errors
 
 if TYPE_CHECKING:
-  from metalr_flax import finite_difference
+  from metalr_flax.trainer import finite_difference
 
 WARM_UP = 3  # windows of training before the one that is audited
 
@@ -38,9 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _audit(argv: Sequence[str]) -> 'list[finite_difference.Row]':
-  from metalr_flax import cli
+  from metalr_flax.config import flags
 
-  config = cli.parse('metalr_flax.audit', argv, __doc__ or '').config
+  config = flags.parse('metalr_flax.audit', argv, __doc__ or '').config
   if config['meta']['estimator'] == 'none':
     raise errors.ConfigError.of(
       'meta.estimator',
@@ -48,7 +48,7 @@ def _audit(argv: Sequence[str]) -> 'list[finite_difference.Row]':
       'has no meta-gradient to audit',
       'set --config.meta.estimator=forward or reverse',
     )
-  from metalr_flax import finite_difference  # imports JAX
+  from metalr_flax.trainer import finite_difference  # imports JAX
 
   with errors.exits_refused('task.name or model.name'):
     rows = finite_difference.audit(config, WARM_UP)

@@ -6,7 +6,7 @@
 
 Each finished cell (a problem, an optimizer and a method, all rates and seeds)
 is written to <workdir>/cells/; the same command goes on where it stopped, and
-`only` and `methods` may change. The results are comparison.csv, summary.json,
+`only` and `methods` may change. The results are run.csv, summary.json,
 table.md and plots/, over all cells finished so far.
 
 After a change of the code itself take another workdir, or delete the cells
@@ -35,24 +35,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _compare(argv: Sequence[str], stop: interrupts.StopRequest) -> None:
-  from metalr_flax import cli
-  from metalr_flax import comparison_config
-  from metalr_flax import comparison_workdir
+  from metalr_flax.comparison import config
+  from metalr_flax.comparison import workdir
+  from metalr_flax.config import flags
 
-  arguments = cli.parse(
-    cli.COMPARE,
+  arguments = flags.parse(
+    flags.COMPARE,
     argv,
     __doc__ or '',
-    check_name=comparison_config.check_name,
-    resolve=comparison_config.resolve,
+    check_name=config.check_name,
+    resolve=config.resolve,
   )
-  comparison_workdir.check(
-    arguments.workdir, arguments.config, arguments.command
-  )
-  from metalr_flax import comparison  # imports JAX: only when all is fine
+  workdir.check(arguments.workdir, arguments.config, arguments.command)
+  from metalr_flax.comparison import run  # imports JAX: only when all is fine
 
   with errors.exits_refused('problems'):
-    comparison.run(arguments.config, arguments.workdir, stop=stop)
+    run.run(arguments.config, arguments.workdir, stop=stop)
 
 
 if __name__ == '__main__':

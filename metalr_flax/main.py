@@ -30,12 +30,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _train(argv: Sequence[str], stop: interrupts.StopRequest) -> None:
-  from metalr_flax import cli
-  from metalr_flax import workdir
+  from metalr_flax.config import flags
+  from metalr_flax.workdir import folder
 
-  arguments = cli.parse('metalr_flax.main', argv, __doc__ or '')
-  workdir.check(arguments.workdir, arguments.config, arguments.command)
-  from metalr_flax import launch  # imports JAX: only when all is fine so far
+  arguments = flags.parse('metalr_flax.main', argv, __doc__ or '')
+  folder.check(arguments.workdir, arguments.config, arguments.command)
+  from metalr_flax.trainer import (
+    launch,  # imports JAX: only when all is fine so far
+  )
 
   with errors.exits_refused('task.name or model.name'):
     launch.run(

@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metalr_flax import optimizers
-from metalr_flax import outer
-from metalr_flax import problem as problem_lib
+from metalr_flax.engine import optimizers
+from metalr_flax.engine import outer
+from metalr_flax.engine import problem as problem_lib
 
 
 class Case(NamedTuple):

@@ -9,12 +9,12 @@ import sys
 import jax
 import numpy as np
 
-from metalr_flax import build
-from metalr_flax import checkpoint
-from metalr_flax import cli
 from metalr_flax import interrupts
-from metalr_flax import launch
-from metalr_flax import workdir as workdir_lib
+from metalr_flax.config import flags
+from metalr_flax.trainer import build
+from metalr_flax.trainer import launch
+from metalr_flax.workdir import checkpoint
+from metalr_flax.workdir import folder
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -31,7 +31,7 @@ def command(workdir, config='default', **fields):
 
 def run_here(workdir, config='default', *, stop=None, **fields):
   """Trains in this process."""
-  arguments = cli.parse(
+  arguments = flags.parse(
     'metalr_flax.main', command(workdir, config, **fields), ''
   )
   launch.run(
@@ -74,10 +74,10 @@ def run(workdir, config='default', *, status=0, **fields):
 
 def newest_state(workdir):
   """The leaves of a run's newest checkpoint, by path, as NumPy arrays."""
-  config = workdir_lib.read_config(workdir)
+  config = folder.read_config(workdir)
   with build.randomness(config):
     template = build.build(config).init_state()
-    found = checkpoint.find_newest(workdir / workdir_lib.STATE, template)
+    found = checkpoint.find_newest(workdir / folder.STATE, template)
   leaves = jax.tree_util.tree_leaves_with_path(found.state)
   return {
     jax.tree_util.keystr(path): np.asarray(
@@ -91,7 +91,7 @@ def newest_state(workdir):
 
 def rows(workdir):
   """The cells of metrics.csv as written, rates left out."""
-  with open(workdir / workdir_lib.METRICS, newline='') as file:
+  with open(workdir / folder.METRICS, newline='') as file:
     table = list(csv.DictReader(file))
   return [
     {k: v for k, v in row.items() if not k.startswith('perf/')} for row in table

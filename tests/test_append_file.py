@@ -6,12 +6,12 @@ import pathlib
 
 import pytest
 
-from metalr_flax import storage
+from metalr_flax.workdir import files
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-  monkeypatch.setattr(storage, 'RETRY_SECS', (0.0, 0.0))
+  monkeypatch.setattr(files, 'RETRY_SECS', (0.0, 0.0))
 
 
 def fail_once(monkeypatch, name, before=lambda *args: None):
@@ -32,7 +32,7 @@ def fail_once(monkeypatch, name, before=lambda *args: None):
 def test_it_grows_from_a_known_size(tmp_path):
   path = tmp_path / 'file'
   path.write_bytes(b'kept, not kept')
-  file = storage.AppendFile(path, 4)
+  file = files.AppendFile(path, 4)
   file.write(b' one')
   assert path.read_bytes() == b'kept'
   file.push()
@@ -50,7 +50,7 @@ def test_after_a_failed_fsync_everything_is_written_again(
 ):
   """Linux drops the pages that it could not write, and says so once."""
   path = tmp_path / 'file'
-  file = storage.AppendFile(path, 0)
+  file = files.AppendFile(path, 0)
   file.write(b'on the disk ')
   file.sync()
   file.write(b'dropped')
@@ -69,7 +69,7 @@ def test_after_a_failed_fsync_everything_is_written_again(
 
 def test_a_write_that_fails_is_done_again_in_its_place(tmp_path, monkeypatch):
   path = tmp_path / 'file'
-  file = storage.AppendFile(path, 0)
+  file = files.AppendFile(path, 0)
   fail_once(monkeypatch, 'pwrite')
   file.write(b'abc')
   file.push()
@@ -80,7 +80,7 @@ def test_a_write_that_fails_is_done_again_in_its_place(tmp_path, monkeypatch):
 
 
 def test_a_fault_that_stays_is_raised(tmp_path, monkeypatch):
-  file = storage.AppendFile(tmp_path / 'file', 0)
+  file = files.AppendFile(tmp_path / 'file', 0)
 
   def never(*args):
     raise OSError(errno.ENOSPC, 'No space left on device')
@@ -96,8 +96,8 @@ def test_a_directory_that_cannot_be_listed_is_not_an_empty_one(
   tmp_path, monkeypatch
 ):
   (tmp_path / 'file').touch()
-  assert storage.list_directory(tmp_path) == ['file']
-  assert storage.list_directory(tmp_path / 'nowhere') == []
+  assert files.list_directory(tmp_path) == ['file']
+  assert files.list_directory(tmp_path / 'nowhere') == []
 
   def never(*args):
     raise OSError(errno.EMFILE, 'Too many open files')
@@ -105,9 +105,9 @@ def test_a_directory_that_cannot_be_listed_is_not_an_empty_one(
   monkeypatch.setattr(os, 'listdir', never)
   monkeypatch.setattr(os, 'scandir', never)
   with pytest.raises(OSError, match='Too many'):
-    storage.list_directory(tmp_path)
+    files.list_directory(tmp_path)
   with pytest.raises(OSError, match='Too many'):
-    storage.walk(tmp_path)
+    files.walk(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -119,11 +119,11 @@ def test_a_directory_that_cannot_be_listed_is_not_an_empty_one(
   ],
 )
 def test_a_fault_without_a_number_keeps_its_message(error, says, monkeypatch):
-  monkeypatch.setattr(storage, 'RETRY_SECS', ())
+  monkeypatch.setattr(files, 'RETRY_SECS', ())
 
   def fail():
     raise error
 
   with pytest.raises(OSError, match=r'why|Errno') as caught:
-    storage.retried(fail, pathlib.Path('/the/file'))
+    files.retried(fail, pathlib.Path('/the/file'))
   assert str(caught.value) == says

@@ -1,6 +1,8 @@
 """Imports run downward, each library has one door, files stay small."""
 
 import ast
+import graphlib
+import importlib
 import pathlib
 import subprocess
 import sys
@@ -10,59 +12,36 @@ import pytest
 import metalr_flax
 
 PACKAGE = pathlib.Path(metalr_flax.__file__).parent
-# From the bottom up: a module imports only from lines above its own.
-LAYERS = [
-  {'errors', 'ranges', 'state', 'interrupts', 'fields', 'jaxprs', 'storage'},
-  {'console', 'drawing'},
-  {'losses'},
-  {'products', 'hyperparams', 'optimizers', 'curvature', 'safe_derivatives'},
-  {
-    'config',
-    'cells',
-    'schedule',
-    'inner',
-    'factors',
-    'injected',
-    'steering',
-    'guard',
-  },
-  {'workdir', 'manifest', 'fingerprint', 'comparison_config', 'outcomes'},
-  {'standings', 'comparison_workdir', 'arrays'},
-  {'comparison_plots', 'comparison_table'},
-  {'problem', 'evaluate', 'records', 'plots', 'cli'},
-  {'forward', 'window'},
-  {'tangents'},
-  {'forward_gradient', 'agreement'},
-  {'meta_gradient', 'online'},
-  {'outer', 'tuner'},
-  {'tuning', 'models', 'tasks', 'writers', 'checkpoint'},
-  {'lookup', 'saving'},
-  {'build_optimizers'},
-  {'build', 'report', 'refusals'},
-  {'recorder', 'loading', 'finite_difference', 'arena'},
-  {'train', 'contestants'},
-  {'launch', 'race'},
-  {'comparison'},
-  {'main', 'audit', 'compare'},
-]
-LEVEL = {name: i for i, layer in enumerate(LAYERS) for name in layer}
+# From the bottom up: what each folder, or file of the top, may import besides
+# itself.
+BASE = ('errors', 'interrupts', 'console', 'engine', 'models', 'tasks')
+RULES = {
+  **dict.fromkeys(BASE, ()),
+  'tuning': ('engine',),
+  'config': ('errors', 'engine.ranges'),
+  'workdir': ('errors', 'config.schema', 'config.check', 'engine'),
+  'trainer': (*BASE, 'tuning', 'config', 'workdir'),
+  'comparison': (*BASE, 'tuning', 'config', 'workdir', 'trainer'),
+  **dict.fromkeys(
+    ('main', 'audit', 'compare'),
+    (*BASE, 'tuning', 'config', 'workdir', 'trainer', 'comparison'),
+  ),
+}
 DOORS = {
-  'orbax': {'arrays'},
-  'etils': {'arrays'},
-  'tensorstore': {'arrays'},
-  'clu': {'writers'},
-  'tensorboard': {'writers'},
-  'matplotlib': {'drawing'},
-  'ml_collections': {'cli', 'loading'},
-  'sklearn': {'tasks'},
+  'orbax': {'workdir.arrays'},
+  'etils': {'workdir.arrays'},
+  'tensorstore': {'workdir.arrays'},
+  'clu': {'workdir.events'},
+  'tensorboard': {'workdir.events'},
+  'matplotlib': {'workdir.drawing'},
+  'ml_collections': {'config.flags', 'trainer.loading'},
 }
 FILES = sorted(PACKAGE.rglob('*.py'))
 
 
-def _module(path):
-  """The layer that a file belongs to: its name, or its folder's."""
-  parts = path.relative_to(PACKAGE).with_suffix('').parts
-  return parts[0]
+def _name(path):
+  """A file's dotted name below the package."""
+  return '.'.join(path.relative_to(PACKAGE).with_suffix('').parts)
 
 
 def _imports(path):
@@ -74,36 +53,58 @@ def _imports(path):
       yield from (f'{node.module}.{alias.name}' for alias in node.names)
 
 
-@pytest.mark.parametrize('path', FILES, ids=lambda p: p.stem)
-def test_imports_run_downward(path):
-  module = _module(path)
-  if module == '__init__':
-    assert not [i for i in _imports(path) if i.startswith('metalr_flax')]
-    return
+def _imported(path):
+  """The project's files that a file imports, by dotted name."""
   for name in _imports(path):
-    if name.startswith('metalr_flax.'):
-      imported = name.split('.')[1]
-      same_folder = imported == module and (PACKAGE / module).is_dir()
-      assert same_folder or LEVEL[imported] < LEVEL[module], name
+    package, _, below = name.partition('.')
+    if package == 'metalr_flax':
+      found = PACKAGE / below.replace('.', '/')
+      is_file = found.is_dir() or found.with_suffix('.py').exists()
+      yield below if is_file else below.rpartition('.')[0]
 
 
-@pytest.mark.parametrize('path', FILES, ids=lambda p: p.stem)
+@pytest.mark.parametrize('path', FILES, ids=_name)
+def test_imports_run_downward(path):
+  place = _name(path).split('.')[0]
+  for name in _imported(path):
+    if place == '__init__':
+      pytest.fail(name)
+    allowed = tuple(f'{other}.' for other in (place, *RULES[place]))
+    assert f'{name}.'.startswith(allowed), f'{_name(path)} imports {name}'
+
+
+def test_imports_make_no_circle():
+  graphlib.TopologicalSorter(
+    {_name(path): {*_imported(path)} for path in FILES}
+  ).prepare()
+
+
+@pytest.mark.parametrize('path', FILES, ids=_name)
 def test_each_library_has_one_door(path):
   for name in _imports(path):
     library = name.split('.')[0]
-    assert _module(path) in DOORS.get(library, {_module(path)}), name
+    assert _name(path) in DOORS.get(library, {_name(path)}), name
     assert '_src' not in name.split('.'), 'private import'
     assert library not in ('tensorflow', 'torch')
+    assert library != 'sklearn' or _name(path).startswith('tasks.')
 
 
-def test_nnx_is_seen_by_models_tasks_and_the_builder_alone():
+def test_nnx_is_seen_by_models_tasks_and_the_trainer_alone():
   seen = {
-    _module(path)
+    _name(path).split('.')[0]
     for path in FILES
     for name in _imports(path)
     if name.startswith('flax.nnx')
   }
-  assert seen == {'models', 'tasks', 'build', 'loading'}
+  assert seen == {'models', 'tasks', 'trainer'}
+
+
+def test_a_folder_of_its_own_says_what_it_is():
+  for path in PACKAGE.glob('*/__init__.py'):
+    body = ast.parse(path.read_text()).body
+    if path.parent.name not in ('models', 'tasks'):  # their tables
+      assert len(body) == 1
+    assert isinstance(body[0].value, ast.Constant)
 
 
 def test_configs_import_ml_collections_alone():
@@ -125,10 +126,21 @@ def test_importing_the_package_imports_nothing_heavy():
 
 
 def test_public_names_resolve_and_none_shares_a_modules_name():
-  modules = {path.stem for path in PACKAGE.glob('*.py')}
+  modules = {path.stem for path in PACKAGE.glob('*')}
   for name in metalr_flax.__all__:
     public = getattr(metalr_flax, name)
     assert name not in modules
     assert getattr(public, '__doc__', None), name
   with pytest.raises(AttributeError, match='no attribute'):
     metalr_flax.nothing  # noqa: B018
+
+
+def test_every_planted_fault_still_has_its_place():
+  sys.path.insert(0, str(PACKAGE.parent / 'tests' / 'torture'))
+  try:
+    mutants = importlib.import_module('mutants')
+  finally:
+    sys.path.pop(0)
+  for mutant in mutants.MUTANTS:
+    source = (PACKAGE / f'{mutant.file}.py').read_text()
+    assert source.count(mutant.old) == 1, mutant.what

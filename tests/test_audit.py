@@ -7,7 +7,7 @@ import pytest
 import runs
 
 from metalr_flax import audit
-from metalr_flax import finite_difference
+from metalr_flax.trainer import finite_difference
 
 
 def arguments(config, **fields):

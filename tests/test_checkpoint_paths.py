@@ -10,13 +10,13 @@ import pytest
 import runs
 
 import metalr_flax
-from metalr_flax import arrays
-from metalr_flax import checkpoint
 from metalr_flax import errors
-from metalr_flax import fingerprint
-from metalr_flax import records
-from metalr_flax import saving
-from metalr_flax import workdir as workdir_lib
+from metalr_flax.workdir import arrays
+from metalr_flax.workdir import checkpoint
+from metalr_flax.workdir import fingerprint
+from metalr_flax.workdir import folder as folder_lib
+from metalr_flax.workdir import metrics_csv
+from metalr_flax.workdir import saving
 
 NAMES = [
   'lr[0.1]', '[!a]', 'a*b', '**', 'wh?at', 'new\nline', 'sp ace ', '%20', '#x',
@@ -42,7 +42,7 @@ def assert_saved(directory, state):
 @pytest.mark.parametrize('name', NAMES)
 def test_a_checkpoint_in_a_folder_of_any_name(name, state, tmp_path):
   workdir = tmp_path / name
-  workdir_lib.check_writable(workdir)
+  folder_lib.check_writable(workdir)
   assert_saved(workdir / 'state', state)
   assert [p.name for p in tmp_path.iterdir()] == [name]
 
@@ -78,17 +78,17 @@ def test_a_folder_called_as_a_cloud_is_local(root):
 def test_names_that_tensorstore_changes_are_refused(name, tmp_path):
   for path in (tmp_path / name, tmp_path / name / 'run'):
     with pytest.raises(errors.ConfigError, match='Orbax saves nothing below'):
-      workdir_lib.check_writable(path)
+      folder_lib.check_writable(path)
   (tmp_path / name).mkdir()
   (tmp_path / 'link').symlink_to(tmp_path / name)
   with pytest.raises(errors.ConfigError, match='Orbax saves nothing below'):
-    workdir_lib.check_writable(tmp_path / 'link' / 'run')
+    folder_lib.check_writable(tmp_path / 'link' / 'run')
 
 
 def test_a_path_too_long_for_a_checkpoint_is_refused(tmp_path):
   path = tmp_path / ('/a' * ((3950 - len(str(tmp_path))) // 2))[1:]
   with pytest.raises(errors.ConfigError, match='too long'):
-    workdir_lib.check_writable(path)
+    folder_lib.check_writable(path)
 
 
 def test_stopped_resumed_and_loaded(tmp_path):
@@ -113,7 +113,7 @@ def test_stopped_resumed_and_loaded(tmp_path):
   assert process.returncode == 75, stderr
   assert 'state saved in lr[0.1]*?' in stderr
   workdir = folder / 'lr[0.1]*?'
-  rates = records.read(workdir / 'metrics.csv')['hyperparams/learning_rate']
+  rates = metrics_csv.read(workdir / 'metrics.csv')['hyperparams/learning_rate']
   _, _, schedule = metalr_flax.load(workdir)
   assert float(schedule(10**9)) == rates[-1]
   stop = runs.interrupts.StopRequest()

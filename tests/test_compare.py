@@ -18,22 +18,22 @@ import numpy as np
 import optax
 import pytest
 
-from metalr_flax import arena as arena_lib
-from metalr_flax import build
-from metalr_flax import cells
-from metalr_flax import cli
 from metalr_flax import compare
-from metalr_flax import comparison_config
-from metalr_flax import comparison_plots
-from metalr_flax import comparison_table
-from metalr_flax import contestants
 from metalr_flax import errors
 from metalr_flax import interrupts
 from metalr_flax import models
-from metalr_flax import outcomes
-from metalr_flax import race
-from metalr_flax import standings as standings_lib
 from metalr_flax import tasks
+from metalr_flax.comparison import arena as arena_lib
+from metalr_flax.comparison import cells
+from metalr_flax.comparison import config as config_lib
+from metalr_flax.comparison import methods as methods_lib
+from metalr_flax.comparison import outcomes
+from metalr_flax.comparison import plots
+from metalr_flax.comparison import race
+from metalr_flax.comparison import standings as standings_lib
+from metalr_flax.comparison import table as table_lib
+from metalr_flax.config import flags
+from metalr_flax.trainer import build
 
 ROOT = pathlib.Path(__file__).parent.parent
 CONFIG = f'--config={ROOT / "configs" / "compare.py"}'
@@ -82,12 +82,12 @@ def finished(tmp_path_factory):
 
 
 def parse(*argv):
-  return cli.parse(
+  return flags.parse(
     'metalr_flax.compare',
     [*TINY, *argv],
     '',
-    check_name=comparison_config.check_name,
-    resolve=comparison_config.resolve,
+    check_name=config_lib.check_name,
+    resolve=config_lib.resolve,
   ).config
 
 
@@ -104,7 +104,7 @@ def read_cells(workdir):
 def test_every_run_has_a_row_as_its_cell_has_it(finished):
   workdir, _ = finished
   rows = read_rows(workdir)
-  assert tuple(rows[0]) == comparison_table.COLUMNS
+  assert tuple(rows[0]) == table_lib.COLUMNS
   assert len(rows) == 3 * 2 * 2 * 2 + 2
   found = read_cells(workdir)
   assert len(found) == CELLS
@@ -184,7 +184,7 @@ def test_pictures_do_not_depend_on_the_backend_that_jupyter_names(backend):
   """It does so for every process that it starts."""
   code = (
     'import os, sys\n'
-    'from metalr_flax import comparison_plots, drawing, plots\n'
+    'from metalr_flax import plots, drawing, plots\n'
     'drawing.FigureCanvasAgg(drawing.figure.Figure()).draw()\n'
     'print(os.environ["MPLBACKEND"], "matplotlib.pyplot" in sys.modules)'
   )
@@ -210,7 +210,7 @@ def test_again_it_trains_nothing_and_writes_the_same(
     raise AssertionError('a finished cell is trained again')
 
   monkeypatch.setattr(race, 'run', never)
-  monkeypatch.setattr(comparison_plots, 'plot_all', lambda *args: None)
+  monkeypatch.setattr(plots, 'plot_all', lambda *args: None)
   argv = [*TINY, methods(*METHODS), f'--workdir={workdir}']
   assert run_here(argv) == 0
   # Fewer methods: what is finished stays in the results.
@@ -291,7 +291,7 @@ def test_every_method_trains(method):
   config = parse(methods(method))
   cell = cells.list_cells(config, selected=True)[0]
   arena = arena_lib.build_arena(config, cell.problem)
-  contestant = contestants.build_contestant(config, cell, arena)
+  contestant = methods_lib.build_contestant(config, cell, arena)
   state = contestant.init(1e-2, jax.tree.map(lambda x: x[0], arena.starts))
   state, loss = jax.jit(contestant.step)(state)
   state, _ = jax.jit(contestant.step)(state)
@@ -312,7 +312,7 @@ def test_batches_are_the_objective_where_asked_for():
   )
   cell = cells.list_cells(config, selected=True)[0]
   arena = arena_lib.build_arena(config, cell.problem)
-  contestant = contestants.build_contestant(config, cell, arena)
+  contestant = methods_lib.build_contestant(config, cell, arena)
   record = race.run(
     contestant, arena, cell.learning_rates, interrupts.StopRequest()
   )
@@ -385,14 +385,14 @@ def test_ten_times_the_start_is_diverged():
 
 
 def test_the_repositorys_config_has_every_cell():
-  config = cli.parse(
+  config = flags.parse(
     'metalr_flax.compare',
     [CONFIG],
     '',
-    check_name=comparison_config.check_name,
-    resolve=comparison_config.resolve,
+    check_name=config_lib.check_name,
+    resolve=config_lib.resolve,
   ).config
-  assert comparison_config.resolve(config) == config
+  assert config_lib.resolve(config) == config
   listed = cells.list_cells(config, selected=True)
   assert len(listed) == 7 * (6 * 3 + 9)
   assert len({cell.id for cell in listed}) == len(listed)

@@ -21,17 +21,17 @@ from ml_collections import config_dict
 import optax
 import pytest
 
-from metalr_flax import cli
-from metalr_flax import config as config_lib
-from metalr_flax import curvature
 from metalr_flax import errors
-from metalr_flax import fields as field_tables
-from metalr_flax import hyperparams
-from metalr_flax import inner
-from metalr_flax import meta_gradient
 from metalr_flax import models
-from metalr_flax import ranges
 from metalr_flax import tasks
+from metalr_flax.config import check
+from metalr_flax.config import flags
+from metalr_flax.config import schema
+from metalr_flax.engine import bijections
+from metalr_flax.engine import curvature
+from metalr_flax.engine import inner
+from metalr_flax.engine import meta_gradient
+from metalr_flax.engine import ranges
 
 CONFIGS = pathlib.Path(__file__).parent.parent / 'configs'
 DEFAULT = f'--config={CONFIGS / "default.py"}'
@@ -40,7 +40,7 @@ ABSENT = object()
 
 
 def parse(*argv):
-  return cli.parse('metalr_flax.main', argv, 'usage')
+  return flags.parse('metalr_flax.main', argv, 'usage')
 
 
 def good():
@@ -215,7 +215,7 @@ WRONG_CONFIGS = {
   ids=WRONG_CONFIGS,
 )
 def test_a_wrong_config_is_refused_in_one_line(fields, parts):
-  line = refused(config_lib.resolve, changed(fields))
+  line = refused(check.resolve, changed(fields))
   assert line.startswith(parts[0])
   assert_parts(line, parts)
 
@@ -466,7 +466,7 @@ def assert_resolved(config):
   """`config.json` gives back the very same config."""
   text = json.dumps(config, allow_nan=False)
   assert json.dumps(json.loads(text)) == text
-  assert config_lib.resolve(config) == config
+  assert check.resolve(config) == config
 
 
 @pytest.mark.parametrize(
@@ -544,7 +544,7 @@ def test_resolve_leaves_its_argument_alone():
   config.task.kwargs.skip = config.get_ref('seed')
   config.model.kwargs.a = (1, (2, 3))
   before = config.copy_and_resolve_references()
-  resolved = config_lib.resolve(config.to_dict())
+  resolved = check.resolve(config.to_dict())
   assert resolved['task']['kwargs']['skip'] == 0
   assert resolved['model']['kwargs']['a'] == [1, [2, 3]]
   resolved['task']['kwargs']['skip'] = 7
@@ -557,10 +557,10 @@ def test_resolve_leaves_its_argument_alone():
 KEYS = st.sampled_from(['learning_rate', 'decay', 'eps', 'skip', 'a b', '{}'])
 KNOWN = st.sampled_from(
   [
-    *field_tables.TASKS,
-    *field_tables.MODELS,
-    *field_tables.OPTIMIZERS,
-    *field_tables.ESTIMATORS,
+    *schema.TASKS,
+    *schema.MODELS,
+    *schema.OPTIMIZERS,
+    *schema.ESTIMATORS,
     *ranges.RANGES,
     'a.b:C',
   ]
@@ -604,22 +604,22 @@ FITTING = {
     'meta.learned': st.dictionaries(
       KEYS, st.sampled_from(['log', 'sigmoid', 'sigmoid(0, 2)']), min_size=1
     ),
-    'meta.estimator': st.sampled_from(field_tables.ESTIMATORS),
-    'meta.remat': st.sampled_from(field_tables.REMATS),
-    'meta.curvature': st.sampled_from(field_tables.CURVATURES),
-    'meta.objective': st.sampled_from(field_tables.OBJECTIVES),
+    'meta.estimator': st.sampled_from(schema.ESTIMATORS),
+    'meta.remat': st.sampled_from(schema.REMATS),
+    'meta.curvature': st.sampled_from(schema.CURVATURES),
+    'meta.objective': st.sampled_from(schema.OBJECTIVES),
     'meta.subsample': RATES,
     'meta.discount': st.sampled_from([0, 0.0, 0.5]),
     'meta.groups': st.sampled_from(['', 'per_leaf', 'a.b:c']),
   }.get(
     name,
     st.dictionaries(KEYS, PLAIN, max_size=3)
-    if name in field_tables.MAPPINGS
+    if name in schema.MAPPINGS
     else KNOWN
     if name.endswith(('name', 'optimizer'))
     else st.integers(1, 2**40),
   )
-  for name in field_tables.FIELDS
+  for name in schema.FIELDS
 }
 FIELDS = st.sampled_from(sorted(FITTING)).flatmap(
   lambda name: st.tuples(
@@ -648,7 +648,7 @@ def assert_resolved_or_refused(function, *args):
 @example([('inner.learning_rate', 10**400)])
 @example([('seed', 10**5000)])
 def test_no_config_ends_in_another_exception(pairs):
-  assert_resolved_or_refused(config_lib.resolve, changed(pairs))
+  assert_resolved_or_refused(check.resolve, changed(pairs))
 
 
 @given(st.dictionaries(KEYS | st.sampled_from(sorted(FITTING)), ODD | PLAIN))
@@ -656,7 +656,7 @@ def test_no_config_ends_in_another_exception(pairs):
 @example({1: 2})
 @example({'task.name': 'digits'})
 def test_no_mapping_ends_in_another_exception(config):
-  assert_resolved_or_refused(config_lib.resolve, config)
+  assert_resolved_or_refused(check.resolve, config)
 
 
 def as_argument(pair):
@@ -693,15 +693,15 @@ def test_no_command_line_ends_in_another_exception(argv):
 
 
 def test_the_names_of_config_are_the_ones_there_are():
-  assert sorted(field_tables.TASKS) == sorted(tasks.TASKS)
-  assert sorted(field_tables.MODELS) == sorted(models.MODELS)
-  assert sorted(field_tables.ESTIMATORS) == sorted(meta_gradient.KINDS)
-  assert sorted(field_tables.OBJECTIVES) == sorted(meta_gradient.OBJECTIVES)
-  assert sorted(field_tables.CURVATURES) == sorted(curvature.CURVATURES)
-  assert sorted(field_tables.REMATS) == sorted(inner.REMATS)
+  assert sorted(schema.TASKS) == sorted(tasks.TASKS)
+  assert sorted(schema.MODELS) == sorted(models.MODELS)
+  assert sorted(schema.ESTIMATORS) == sorted(meta_gradient.KINDS)
+  assert sorted(schema.OBJECTIVES) == sorted(meta_gradient.OBJECTIVES)
+  assert sorted(schema.CURVATURES) == sorted(curvature.CURVATURES)
+  assert sorted(schema.REMATS) == sorted(inner.REMATS)
 
 
-@pytest.mark.parametrize('name', field_tables.CURVATURES)
+@pytest.mark.parametrize('name', schema.CURVATURES)
 def test_every_curvature_is_one_of_the_estimators(name):
   estimator = meta_gradient.Estimator(curvature=name)
   assert callable(estimator.grad_fn(lambda params, model_state, batch: None))
@@ -712,13 +712,13 @@ def test_every_bijection_has_the_range_that_config_holds(spec):
   _, low, high = ranges.parse(spec)
   inside = (low + min(high, 1.0)) / 2
   fields = {'meta.learned': {'learning_rate': spec}}
-  config_lib.resolve(changed({**fields, 'inner.learning_rate': inside}))
+  check.resolve(changed({**fields, 'inner.learning_rate': inside}))
   for outside in {low, high} - {math.inf}:
     line = refused(
-      config_lib.resolve, changed({**fields, 'inner.learning_rate': outside})
+      check.resolve, changed({**fields, 'inner.learning_rate': outside})
     )
     assert line.startswith('inner.learning_rate=')
-  bijection = hyperparams.make_bijection(spec)
+  bijection = bijections.make_bijection(spec)
   assert bijection.constrain(bijection.unconstrain(inside)) == inside
   ends = [float(bijection.constrain(eta)) for eta in bijection.eta_range]
   assert low < min(ends) < inside < max(ends) < high
@@ -726,16 +726,16 @@ def test_every_bijection_has_the_range_that_config_holds(spec):
 
 def test_the_names_of_config_are_sorted_and_single():
   for names in (
-    field_tables.TASKS,
-    field_tables.MODELS,
-    field_tables.OPTIMIZERS,
+    schema.TASKS,
+    schema.MODELS,
+    schema.OPTIMIZERS,
   ):
     assert list(names) == sorted(set(names))
 
 
 # noisy_sgd asks for a key that the config cannot give it yet.
 @pytest.mark.filterwarnings('ignore:Specifying a key will be required')
-@pytest.mark.parametrize('name', field_tables.OPTIMIZERS)
+@pytest.mark.parametrize('name', schema.OPTIMIZERS)
 def test_every_optimizer_is_one_of_optax_and_updates(name):
   factory = getattr(optax, name)
   assert 'learning_rate' in inspect.signature(factory).parameters

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import runs
 
-from metalr_flax import records
 from metalr_flax import tasks
 from metalr_flax.tasks import sampling
+from metalr_flax.workdir import metrics_csv
 
 
 @pytest.fixture(scope='module')
@@ -95,6 +95,6 @@ def test_mean_accuracy_over_five_seeds(tmp_path):
     accuracies.append(results['eval/accuracy'])
   assert np.mean(accuracies) >= 0.97, accuracies
   # It learned: from a start ten times too small the rate rose, then fell.
-  rates = records.read(workdir / 'metrics.csv')['hyperparams/learning_rate']
+  rates = metrics_csv.read(workdir / 'metrics.csv')['hyperparams/learning_rate']
   assert rates.max() > 5e-4
   assert rates[-1] < 0.9 * rates.max()

@@ -11,12 +11,12 @@ import numpy as np
 import optax
 import pytest
 
-from metalr_flax import hyperparams
-from metalr_flax import inner
-from metalr_flax import meta_gradient
-from metalr_flax import optimizers
-from metalr_flax import outer
-from metalr_flax import tangents
+from metalr_flax.engine import bijections
+from metalr_flax.engine import inner
+from metalr_flax.engine import meta_gradient
+from metalr_flax.engine import optimizers
+from metalr_flax.engine import outer
+from metalr_flax.engine import tangents
 
 Estimator = meta_gradient.Estimator
 EXACT = {
@@ -123,7 +123,7 @@ def test_meta_off_is_plain_optax_bit_for_bit(case):
     static_args=[*case.fixed, *({*optimizers_arguments(factory)} - {*names})],
   )(**case.fixed, **{
     name: float(v) for name, v in
-    hyperparams.constrain(state.eta, parts.bijections).items()
+    bijections.constrain(state.eta, parts.bijections).items()
   })  # fmt: skip
 
   @jax.jit
@@ -401,7 +401,7 @@ def test_remat_covers_every_length(length):
       lambda s, r=remat: inner.unroll(
         s.inner,
         s.data_state,
-        hyperparams.constrain(s.eta, parts.bijections),
+        bijections.constrain(s.eta, parts.bijections),
         grad_fn=EXACT['reverse'].grad_fn(parts.loss_fn),
         tx=parts.tx,
         next_batch=parts.next_batch,

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from metalr_flax import jaxprs
+from metalr_flax.engine import jaxprs
 
 
 def reached(function, **arguments):

@@ -15,10 +15,10 @@ import pytest
 import runs
 
 import metalr_flax
-from metalr_flax import checkpoint
 from metalr_flax import errors
-from metalr_flax import manifest
-from metalr_flax import workdir as workdir_lib
+from metalr_flax.workdir import checkpoint
+from metalr_flax.workdir import folder as folder_lib
+from metalr_flax.workdir import manifest
 
 RELEASE = pathlib.Path(__file__).parent / 'torture' / 'release_0_1'
 DEEP = '[' * 100_000
@@ -199,7 +199,7 @@ def test_a_config_that_is_none_is_refused(text, workdir):
   # The trainer says the same, or that the config is another one.
   arguments = runs.cli.parse('m', runs.command(workdir), '')
   line_of(
-    errors.WorkdirError, workdir_lib.check_config, workdir, arguments.config, ''
+    errors.WorkdirError, folder_lib.check_config, workdir, arguments.config, ''
   )
 
 
@@ -250,7 +250,7 @@ def test_a_manifest_without_a_field_is_a_damaged_one(name, workdir):
 
 @pytest.fixture(scope='module')
 def template():
-  config = workdir_lib.read_config(RELEASE)
+  config = folder_lib.read_config(RELEASE)
   with runs.build.randomness(config):
     return runs.build.build(config).init_state()
 

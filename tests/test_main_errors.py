@@ -15,11 +15,11 @@ import sys
 
 import pytest
 
-from metalr_flax import cli
 from metalr_flax import console
 from metalr_flax import errors
-from metalr_flax import storage
-from metalr_flax import workdir as workdir_lib
+from metalr_flax.config import flags
+from metalr_flax.workdir import files
+from metalr_flax.workdir import folder as folder_lib
 
 ROOT = pathlib.Path(__file__).parent.parent
 DEFAULT = f'--config={ROOT / "configs" / "default.py"}'
@@ -145,14 +145,14 @@ def test_a_foreign_workdir_is_refused(tmp_path, without_jax):
 
 
 def resolved(*argv):
-  return cli.parse('metalr_flax.main', [DEFAULT, *argv], '').config
+  return flags.parse('metalr_flax.main', [DEFAULT, *argv], '').config
 
 
 def test_a_changed_config_is_refused_with_a_command_that_works(
   tmp_path, without_jax
 ):
   used = tmp_path / 'my runs'  # a space: the command has to quote it
-  storage.write_json(used / 'config.json', resolved())
+  files.write_json(used / 'config.json', resolved())
   (tmp_path / 'my runs-2').mkdir()
   before = snapshot(tmp_path)
   argv = [DEFAULT, '--config.seed=1']
@@ -206,7 +206,7 @@ def test_a_mistake_that_needs_imports_writes_nothing_either(name, stage_two):
 
 def writable_error(path):
   with pytest.raises(errors.ConfigError) as caught:
-    workdir_lib.check_writable(pathlib.Path(path))
+    folder_lib.check_writable(pathlib.Path(path))
   line = str(caught.value)
   assert len(line.splitlines()) == 1
   assert line.startswith('workdir=')
@@ -241,12 +241,12 @@ def test_looking_whether_a_workdir_can_be_written_leaves_nothing(
   path, tmp_path, monkeypatch
 ):
   monkeypatch.chdir(tmp_path)
-  workdir_lib.check_writable(pathlib.Path(path))
+  folder_lib.check_writable(pathlib.Path(path))
   assert snapshot(tmp_path) == {}
 
 
 def check(path, *overrides):
-  workdir_lib.check_config(pathlib.Path(path), resolved(*overrides), 'again')
+  folder_lib.check_config(pathlib.Path(path), resolved(*overrides), 'again')
 
 
 def workdir_error(path, *overrides):
@@ -260,7 +260,7 @@ def workdir_error(path, *overrides):
 @pytest.fixture
 def used(tmp_path):
   path = tmp_path / 'run'
-  storage.write_json(path / 'config.json', resolved())
+  files.write_json(path / 'config.json', resolved())
   return path
 
 
@@ -320,7 +320,7 @@ def test_a_config_of_something_else_is_refused(content, used):
 @pytest.mark.parametrize('steps', ['2000', None, [2000]])
 def test_steps_of_something_else_are_refused(steps, used):
   config = {**resolved(), 'num_outer_steps': steps}
-  storage.write_json(used / 'config.json', config)
+  files.write_json(used / 'config.json', config)
   assert 'num_outer_steps=' in workdir_error(used)
 
 
@@ -334,7 +334,7 @@ def test_empty_and_interrupted_workdirs_are_fine(tmp_path):
 def test_a_second_run_is_refused_before_jax_is_imported(tmp_path, without_jax):
   workdir = tmp_path / 'run'
   workdir.mkdir()
-  with workdir_lib.locked(workdir):
+  with folder_lib.locked(workdir):
     process = run([DEFAULT, '--workdir=run'], tmp_path, without_jax)
   assert_refused(process, 3, ['workdir=run', 'in use by another run'])
   assert not list(workdir.iterdir())
@@ -342,12 +342,12 @@ def test_a_second_run_is_refused_before_jax_is_imported(tmp_path, without_jax):
 
 def test_one_who_only_looks_does_not_keep_a_run_out(tmp_path, monkeypatch):
   """Another command asks whether the workdir is free just as a run starts."""
-  looking = workdir_lib.locked(tmp_path)
+  looking = folder_lib.locked(tmp_path)
   looking.__enter__()
   monkeypatch.setattr(
-    workdir_lib.time, 'sleep', lambda _: looking.__exit__(None, None, None)
+    folder_lib.time, 'sleep', lambda _: looking.__exit__(None, None, None)
   )
-  workdir_lib.check(tmp_path, resolved(), 'again')
+  folder_lib.check(tmp_path, resolved(), 'again')
 
 
 def test_a_name_that_is_not_utf8_is_refused(tmp_path, without_jax):
@@ -362,9 +362,9 @@ def test_no_folder_for_temporary_files_is_told(monkeypatch, tmp_path):
   def fail():
     raise FileNotFoundError('No usable temporary directory found')
 
-  monkeypatch.setattr(workdir_lib.tempfile, 'gettempdir', fail)
+  monkeypatch.setattr(folder_lib.tempfile, 'gettempdir', fail)
   with pytest.raises(errors.ConfigError, match='name one with TMPDIR='):
-    workdir_lib.check(tmp_path / 'run', resolved(), 'again')
+    folder_lib.check(tmp_path / 'run', resolved(), 'again')
 
 
 def test_help_and_letters_that_stdout_does_not_take(tmp_path):

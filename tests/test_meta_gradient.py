@@ -8,14 +8,14 @@ import numpy as np
 import optax
 import pytest
 
-from metalr_flax import curvature
-from metalr_flax import hyperparams
-from metalr_flax import inner
-from metalr_flax import meta_gradient
-from metalr_flax import optimizers
-from metalr_flax import outer
-from metalr_flax import problem as problem_lib
-from metalr_flax import state as state_lib
+from metalr_flax.engine import bijections as bijections_lib
+from metalr_flax.engine import curvature
+from metalr_flax.engine import inner
+from metalr_flax.engine import meta_gradient
+from metalr_flax.engine import optimizers
+from metalr_flax.engine import outer
+from metalr_flax.engine import problem as problem_lib
+from metalr_flax.engine import state as state_lib
 
 SLOPE, DECAY, EPS = 10.0, 0.9, 1e-8
 
@@ -54,7 +54,7 @@ def _start(problem, theta=0.3):
 
 def _eta(value=0.1):
   kinds = {'learning_rate': 'sigmoid'}
-  return hyperparams.unconstrain({'learning_rate': value}, kinds)
+  return bijections_lib.unconstrain({'learning_rate': value}, kinds)
 
 
 REVERSE = meta_gradient.Estimator()
@@ -116,7 +116,7 @@ def test_none_is_a_plain_optax_loop_bit_for_bit():
   gradient, window = none(_eta(), state, key, {}, problem)
   assert gradient is None
 
-  tx = optax.rmsprop(hyperparams.constrain(
+  tx = optax.rmsprop(bijections_lib.constrain(
     _eta(), problem.bijections)['learning_rate'])  # fmt: skip
 
   @jax.jit

@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from metalr_flax import build
-from metalr_flax import config as config_lib
+from metalr_flax.config import check
 from metalr_flax.models import cnn
 from metalr_flax.models import functional
 from metalr_flax.models import transformer
+from metalr_flax.trainer import build
 
 CONFIGS = pathlib.Path(__file__).parent.parent / 'configs'
 
@@ -327,4 +327,4 @@ def test_the_digits_cnn_config_learns_with_dropout_and_batch_norm():
 def _config():
   path = CONFIGS / 'digits_cnn.py'
   config = runpy.run_path(str(path))['get_config']()
-  return config_lib.resolve(config.to_dict())
+  return check.resolve(config.to_dict())

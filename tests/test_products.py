@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from metalr_flax import products
+from metalr_flax.engine import products
 
 LOSSES = {
   'matrix': lambda w, x: jnp.sum(jnp.tanh(x @ w) ** 2),

@@ -9,9 +9,9 @@ import pytest
 import runs
 
 import metalr_flax
-from metalr_flax import records
 from metalr_flax import tasks
 from metalr_flax.tasks import reference_generator
+from metalr_flax.workdir import metrics_csv
 
 SEED_TRAJECTORY = pathlib.Path(__file__).parent / 'data/seed_trajectory.csv'
 PRINTED = [
@@ -72,7 +72,7 @@ def reference(tmp_path_factory):
 
 def test_all_2000_steps_follow_the_notebook(reference):
   expected = np.genfromtxt(SEED_TRAJECTORY, delimiter=',', names=True)
-  columns = records.read(reference / 'metrics.csv')
+  columns = metrics_csv.read(reference / 'metrics.csv')
   assert len(expected) == 2000
   np.testing.assert_array_equal(columns['outer_step'], expected['outer_step'])
   np.testing.assert_allclose(
@@ -111,7 +111,9 @@ def test_first_row_against_numpy(reference):
   eta, h = -np.log(1 / 0.1 - 1), 1e-5
   train_loss, meta_loss, theta_after = _window(eta, samples, theta)
   up, down = (_window(eta + d, samples, theta)[1] for d in (h, -h))
-  row = {k: v[0] for k, v in records.read(reference / 'metrics.csv').items()}
+  row = {
+    k: v[0] for k, v in metrics_csv.read(reference / 'metrics.csv').items()
+  }
   assert list(row) == [
     'outer_step',
     'inner_step',
@@ -135,21 +137,21 @@ def test_first_row_against_numpy(reference):
 
 def test_losses_end_at_the_noise(reference):
   """Half of N(0, 1) squared, and a little for theta's own error."""
-  columns = records.read(reference / 'metrics.csv')
+  columns = metrics_csv.read(reference / 'metrics.csv')
   assert 0.5 < columns['train/loss'][1000:].mean() < 0.65
   theta = columns['params/theta'][-200:]
   assert np.abs(theta - 10).mean() == pytest.approx(0.061, abs=0.001)
 
 
 def test_evaluation_at_its_cadence_alone(reference):
-  columns = records.read(reference / 'metrics.csv')
+  columns = metrics_csv.read(reference / 'metrics.csv')
   evaluated = columns['outer_step'][~np.isnan(columns['eval/loss'])]
   assert evaluated.tolist() == [500, 1000, 1500, 2000]
 
 
 def test_results_are_the_last_row(reference):
   results = json.loads((reference / 'results.json').read_text())
-  columns = records.read(reference / 'metrics.csv')
+  columns = metrics_csv.read(reference / 'metrics.csv')
   assert results['outer_step'] == 2000
   assert results['inner_step'] == 12000
   for key, value in results.items():
@@ -159,7 +161,7 @@ def test_results_are_the_last_row(reference):
 
 def test_schedule_is_what_the_windows_used(reference):
   schedule = json.loads((reference / 'schedule.json').read_text())
-  columns = records.read(reference / 'metrics.csv')
+  columns = metrics_csv.read(reference / 'metrics.csv')
   learned = schedule['learning_rate']
   assert learned['inner_step'] == list(range(0, 12001, 6))
   assert learned['value'][0] == 0.1

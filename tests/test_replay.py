@@ -7,9 +7,9 @@ import pytest
 import runs
 
 import metalr_flax
-from metalr_flax import build
-from metalr_flax import config as config_lib
-from metalr_flax import records
+from metalr_flax.config import check
+from metalr_flax.trainer import build
+from metalr_flax.workdir import metrics_csv
 
 
 @pytest.mark.parametrize('name', ['rmsprop', 'adam', 'sgd'])
@@ -18,9 +18,9 @@ def test_a_plain_run_with_the_schedule_reproduces_the_losses(name, tmp_path):
   runs.run_here(
     tmp_path, 'digits_mlp', num_outer_steps=60, inner__optimizer=name
   )
-  columns = records.read(tmp_path / 'metrics.csv')
+  columns = metrics_csv.read(tmp_path / 'metrics.csv')
   _, config, schedule = metalr_flax.load(tmp_path)
-  experiment = build.build(config_lib.resolve(config.to_dict()))
+  experiment = build.build(check.resolve(config.to_dict()))
   start, problem = experiment.init_state(), experiment.problem
   tx = getattr(optax, name)(schedule)
 

@@ -11,9 +11,9 @@ import runs
 
 from metalr_flax import errors
 from metalr_flax import models
-from metalr_flax import records
 from metalr_flax import tasks
 from metalr_flax.models import functional
+from metalr_flax.workdir import metrics_csv
 
 # By name: the task's arguments, the model's name and arguments, a batch.
 CASES = {
@@ -343,7 +343,7 @@ def test_each_trains_through_the_trainer(tmp_path, name):
     'meta__curvature': 'subsample',  # it cuts batches, too
   }
   runs.run_here(tmp_path, 'digits_mlp', num_outer_steps=4, **fields)
-  columns = records.read(tmp_path / 'metrics.csv')
+  columns = metrics_csv.read(tmp_path / 'metrics.csv')
   for column in ('train/loss', 'meta/loss', 'hyperparams/learning_rate'):
     assert np.isfinite(columns[column]).all()
     assert len({*columns[column]}) == 4

@@ -26,7 +26,7 @@ import runs
 from tensorboard.backend.event_processing import event_accumulator
 from tensorboard.backend.event_processing import plugin_event_accumulator
 
-from metalr_flax import records
+from metalr_flax.workdir import metrics_csv
 
 RUN = 'reference'
 LOG_EVERY, EVAL_EVERY = 10, 45  # neither divides the other
@@ -126,7 +126,7 @@ def _wait_for(condition, process, log, seconds=60.0):
 
 def _expected(workdir):
   """By metric key, the (step, value) points that TensorBoard has to show."""
-  columns = records.read(workdir / 'metrics.csv')
+  columns = metrics_csv.read(workdir / 'metrics.csv')
   steps = columns['outer_step'].astype(int)
   points = {}
   for key in columns.keys() - {'outer_step', 'inner_step'}:

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from metalr_flax import build
-from metalr_flax import config as config_lib
 from metalr_flax import errors
 from metalr_flax import tasks
+from metalr_flax.config import check
+from metalr_flax.trainer import build
 
 CONFIGS = pathlib.Path(__file__).parent.parent / 'configs'
 # Each part has letters of its own.
@@ -233,4 +233,4 @@ def test_the_text_transformer_config_learns(path):
 def _config():
   path = CONFIGS / 'text_transformer.py'
   config = runpy.run_path(str(path))['get_config']()
-  return config_lib.resolve(config.to_dict())
+  return check.resolve(config.to_dict())

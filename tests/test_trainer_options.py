@@ -8,7 +8,7 @@ import runs
 
 import metalr_flax
 from metalr_flax import errors
-from metalr_flax import records
+from metalr_flax.workdir import metrics_csv
 
 NET = {
   'model__name': 'users_code:Net',
@@ -29,7 +29,7 @@ def test_each_exact_estimator_follows_the_notebook(tmp_path, estimator, remat):
   runs.run_here(tmp_path, num_outer_steps=200, **fields)
   path = runs.ROOT / 'tests/data/seed_trajectory.csv'
   expected = np.genfromtxt(path, delimiter=',', names=True)[:200]
-  found = records.read(tmp_path / 'metrics.csv')
+  found = metrics_csv.read(tmp_path / 'metrics.csv')
   np.testing.assert_allclose(
     found['hyperparams/learning_rate'],
     expected['learning_rate'],
@@ -59,7 +59,7 @@ def test_online_learning_with_kept_tangents_resumes(tmp_path, curvature):
   runs.run_here(cut, num_outer_steps=40, **fields)
   runs.assert_same_run(cut, whole)
   assert any('tangents' in name for name in runs.newest_state(whole))
-  rates = records.read(whole / 'metrics.csv')['hyperparams/learning_rate']
+  rates = metrics_csv.read(whole / 'metrics.csv')['hyperparams/learning_rate']
   assert rates[-1] > rates[0]  # it starts too low
 
 
@@ -76,7 +76,7 @@ def test_groups_and_several_hyperparameters(tmp_path):
     },
   }
   runs.run_here(tmp_path, num_outer_steps=20, **fields)
-  columns = records.read(tmp_path / 'metrics.csv')
+  columns = metrics_csv.read(tmp_path / 'metrics.csv')
   for name in ('learning_rate', 'b1', 'weight_decay'):
     body = columns[f'hyperparams/{name}/body']
     head = columns[f'hyperparams/{name}/head']
@@ -101,7 +101,7 @@ def test_own_inner_optimizer_and_any_outer_one(tmp_path):
     'meta__optimizer': 'sgd',
   }
   runs.run_here(tmp_path, num_outer_steps=20, **fields)
-  columns = records.read(tmp_path / 'metrics.csv')
+  columns = metrics_csv.read(tmp_path / 'metrics.csv')
   assert len({*columns['hyperparams/max_norm']}) > 10
   assert columns['train/loss'][-1] < columns['train/loss'][0]
 
@@ -109,7 +109,7 @@ def test_own_inner_optimizer_and_any_outer_one(tmp_path):
 def test_none_is_plain_training_with_blank_meta_columns(tmp_path):
   fields = {**NET, 'meta__estimator': 'none'}
   runs.run_here(tmp_path, num_outer_steps=20, **fields)
-  columns = records.read(tmp_path / 'metrics.csv')
+  columns = metrics_csv.read(tmp_path / 'metrics.csv')
   assert np.isnan(columns['meta/loss']).all()
   assert np.isnan(columns['meta/grad_norm']).all()
   assert len({*columns['hyperparams/learning_rate']}) == 1

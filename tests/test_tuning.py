@@ -12,10 +12,10 @@ import orbax.checkpoint as ocp
 import pytest
 
 import metalr_flax
-from metalr_flax import factors
-from metalr_flax import guard
-from metalr_flax import steering
-from metalr_flax import tuner
+from metalr_flax.tuning import factors
+from metalr_flax.tuning import guard
+from metalr_flax.tuning import steering
+from metalr_flax.tuning import tuner
 
 OPTIMIZERS = {
   'sgd': functools.partial(optax.sgd, momentum=0.9),

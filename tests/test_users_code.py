@@ -18,7 +18,7 @@ import metalr_flax
 from metalr_flax import audit
 from metalr_flax import errors
 from metalr_flax import main
-from metalr_flax import records
+from metalr_flax.workdir import metrics_csv
 
 FIELDS = {
   'model__name': 'users_code:Net',
@@ -41,7 +41,7 @@ def trained(tmp_path_factory):
 
 
 def test_own_model_and_task_by_config_alone(trained):
-  columns = records.read(trained / 'metrics.csv')
+  columns = metrics_csv.read(trained / 'metrics.csv')
   assert columns['train/loss'][-1] < 0.5 * columns['train/loss'][0]
   assert columns['eval/loss'][-1] < 1
   assert 'train/largest' in columns
@@ -62,7 +62,7 @@ def test_load_gives_the_trained_module_ready_to_call(trained):
   results = json.loads((trained / 'results.json').read_text())
   loss = jnp.mean(jnp.concatenate(errors_) ** 2)
   np.testing.assert_allclose(results['eval/loss'], loss, rtol=1e-5)
-  value = records.read(trained / 'metrics.csv')['hyperparams/learning_rate']
+  value = metrics_csv.read(trained / 'metrics.csv')['hyperparams/learning_rate']
   assert float(schedule(10**6)) == value[-1]
 
 
@@ -104,7 +104,9 @@ def test_load_of_a_run_that_is_not_finished(tmp_path):
       break
   process.communicate(timeout=60)
   assert process.returncode == 75
-  rates = records.read(tmp_path / 'metrics.csv')['hyperparams/learning_rate']
+  rates = metrics_csv.read(tmp_path / 'metrics.csv')[
+    'hyperparams/learning_rate'
+  ]
   _, _, schedule = metalr_flax.load(tmp_path)
   assert float(schedule(0)) == pytest.approx(0.1)
   assert float(schedule(10**9)) == rates[-1]
@@ -146,7 +148,7 @@ def test_divergence_names_the_step_and_the_checkpoint(tmp_path):
 def test_duck_typed_task(tmp_path):
   own = {'task__name': 'users_code:Bare', 'task__kwargs': {}}
   runs.run_here(tmp_path, **{**FIELDS, **own, 'num_outer_steps': 5})
-  columns = records.read(tmp_path / 'metrics.csv')
+  columns = metrics_csv.read(tmp_path / 'metrics.csv')
   assert not any(key.startswith('eval/') for key in columns)
 
 

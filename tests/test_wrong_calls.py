@@ -14,9 +14,9 @@ import optax
 import pytest
 
 import metalr_flax
-from metalr_flax import curvature
-from metalr_flax import hyperparams
-from metalr_flax import meta_gradient
+from metalr_flax.engine import bijections as bijections_lib
+from metalr_flax.engine import curvature
+from metalr_flax.engine import meta_gradient
 
 Estimator = metalr_flax.Estimator
 RATE = {'learning_rate': 0.1}
@@ -228,8 +228,8 @@ NAMES = {
   'unknown bijection': (lambda: problem(bijections={'learning_rate': 'sigmod'}), "bijections['learning_rate']='sigmod': must be one of log, one_minus_log, sigmoid or sigmoid(low, high)"),
   'range no number': (lambda: problem(bijections={'learning_rate': 'sigmoid(0, x)'}), "'sigmoid(0, x)': must be one of"),
   'no spec at all': (lambda: problem(bijections={'learning_rate': None}), "bijections['learning_rate']=None: must be one of"),
-  'constrain': (lambda: hyperparams.constrain({'rate': jnp.ones(())}, LOG), 'rate: has no bijection; add it to bijections, which has learning_rate'),
-  'unconstrain': (lambda: hyperparams.unconstrain({'rate': 0.1}, LOG), 'rate: has no bijection'),
+  'constrain': (lambda: bijections_lib.constrain({'rate': jnp.ones(())}, LOG), 'rate: has no bijection; add it to bijections, which has learning_rate'),
+  'unconstrain': (lambda: bijections_lib.unconstrain({'rate': 0.1}, LOG), 'rate: has no bijection'),
   'outside its range': (lambda: init(problem(), {'learning_rate': -0.1}), "hyperparams['learning_rate']=-0.1: must be a number inside the open range (0, inf) of its bijection 'log'"),
   'at its end': (lambda: init(problem(bijections={'learning_rate': 'sigmoid'}), {'learning_rate': 1}), "hyperparams['learning_rate']=1: must be a number inside the open range (0, 1)"),
   'nan': (lambda: init(problem(), {'learning_rate': float('nan')}), "hyperparams['learning_rate']=nan: must be a number"),

@@ -16,7 +16,7 @@ import pytest
 import runs
 from tensorboard.backend.event_processing import event_file_loader
 
-from metalr_flax import manifest
+from metalr_flax.workdir import manifest
 
 HERE = pathlib.Path(__file__).parent
 # 1.4 MB of state in arrays that Orbax does not put inline, tangents and all.

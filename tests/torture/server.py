@@ -16,11 +16,11 @@ import jax
 import sklearn.datasets  # noqa: F401
 
 from metalr_flax import audit  # noqa: F401  imports all there is
-from metalr_flax import cli  # noqa: F401
-from metalr_flax import launch  # noqa: F401
 from metalr_flax import main
-from metalr_flax import report  # noqa: F401
-from metalr_flax import train  # noqa: F401
+from metalr_flax.config import flags  # noqa: F401
+from metalr_flax.trainer import launch  # noqa: F401
+from metalr_flax.trainer import loop  # noqa: F401
+from metalr_flax.workdir import report  # noqa: F401
 
 ACTIONS = {'nothing': 0, 'kill': 1, 'torn': 2, 'fail': 3, 'signal': 4}
 

@@ -11,13 +11,13 @@ import harness
 import jax
 import pytest
 
-from metalr_flax import build
-from metalr_flax import checkpoint
 from metalr_flax import errors
-from metalr_flax import manifest
-from metalr_flax import saving
-from metalr_flax import storage
-from metalr_flax import workdir as workdir_lib
+from metalr_flax.trainer import build
+from metalr_flax.workdir import checkpoint
+from metalr_flax.workdir import files as files_lib
+from metalr_flax.workdir import folder
+from metalr_flax.workdir import manifest
+from metalr_flax.workdir import saving
 
 BLOCK = 256
 
@@ -123,7 +123,7 @@ def _junk_beside(draw, state):
 def saved(servers, tmp_path_factory):
   workdir = tmp_path_factory.mktemp('corrupted')
   harness.finish(servers, workdir)
-  config = workdir_lib.read_config(workdir)
+  config = folder.read_config(workdir)
   with build.randomness(config):
     yield workdir, build.build(config).init_state()
 
@@ -199,7 +199,7 @@ def test_storage_that_does_not_answer_is_not_taken_for_gone(
   """Names can be listed and nothing else: no endless search."""
   state = tmp_path / 'state'
   shutil.copytree(saved[0] / 'state', state)
-  monkeypatch.setattr(storage, 'RETRY_SECS', (0.0,))
+  monkeypatch.setattr(files_lib, 'RETRY_SECS', (0.0,))
 
   def fail(path, *args, **kwargs):
     raise OSError(errno.EIO, 'Input/output error')

@@ -9,10 +9,10 @@ import numpy as np
 import optax
 import pytest
 
-from metalr_flax import meta_gradient
-from metalr_flax import optimizers
-from metalr_flax import outer
-from metalr_flax import problem
+from metalr_flax.engine import meta_gradient
+from metalr_flax.engine import optimizers
+from metalr_flax.engine import outer
+from metalr_flax.engine import problem
 
 STEPS, UNROLL = 40, 3
 RATE = {'learning_rate': 0.05}

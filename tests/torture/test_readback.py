@@ -8,12 +8,12 @@ import jax
 import pytest
 import runs
 
-from metalr_flax import arrays
-from metalr_flax import checkpoint
 from metalr_flax import errors
-from metalr_flax import fingerprint
-from metalr_flax import saving
-from metalr_flax import storage
+from metalr_flax.workdir import arrays
+from metalr_flax.workdir import checkpoint
+from metalr_flax.workdir import files
+from metalr_flax.workdir import fingerprint
+from metalr_flax.workdir import saving
 
 
 @pytest.fixture(scope='module')
@@ -28,7 +28,7 @@ def state():
 
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch):
-  monkeypatch.setattr(storage, 'RETRY_SECS', (0.0,))
+  monkeypatch.setattr(files, 'RETRY_SECS', (0.0,))
 
 
 def refused(directory, state):
@@ -80,7 +80,7 @@ def test_every_file_that_a_restore_needs_is_read(state, tmp_path, damage):
   arrays.save(whole, state)
   arrays.check_complete(whole, state)
   needed = []
-  for name in storage.walk(whole)[0]:
+  for name in files.walk(whole)[0]:
     shutil.copytree(whole, folder)
     damage(folder / name)
     if not _restores(folder, state):
@@ -169,7 +169,7 @@ def test_a_folder_that_cannot_be_listed_is_no_empty_one(
   state, tmp_path, monkeypatch
 ):
   """A fault that passes: Orbax's own search would take it for no files."""
-  real, failed = storage.list_directory, []
+  real, failed = files.list_directory, []
 
   def list_directory(path):
     if 'orbax-checkpoint-tmp' in str(path) and not failed:
@@ -177,7 +177,7 @@ def test_a_folder_that_cannot_be_listed_is_no_empty_one(
       raise OSError(24, 'Too many open files')
     return real(path)
 
-  monkeypatch.setattr(storage, 'list_directory', list_directory)
+  monkeypatch.setattr(files, 'list_directory', list_directory)
   with saving.opened(tmp_path) as checkpoints:
     checkpoints.save(state, {})
   assert failed

@@ -16,10 +16,10 @@ import pytest
 import runs
 
 import metalr_flax
-from metalr_flax import checkpoint
 from metalr_flax import errors
-from metalr_flax import saving
-from metalr_flax import workdir as workdir_lib
+from metalr_flax.workdir import checkpoint
+from metalr_flax.workdir import folder
+from metalr_flax.workdir import saving
 
 ERRNOS = (errno.EIO, errno.ENOSPC, errno.EROFS, errno.EMFILE)
 RELEASE = pathlib.Path(__file__).parent / 'release_0_1'
@@ -209,7 +209,7 @@ def test_a_workdir_replaced_during_a_save_is_left_alone(
 ):
   """At the save's beginning and at its end, where it takes its name."""
   workdir, away = tmp_path / 'run', tmp_path / 'away'
-  state = workdir / workdir_lib.STATE
+  state = workdir / folder.STATE
   state.mkdir(parents=True)
 
   def replace():
@@ -229,7 +229,7 @@ def test_a_workdir_replaced_during_a_save_is_left_alone(
         replace()
       checkpoints.save(saved_state, {})
 
-  with workdir_lib.locked(workdir) as lock:
+  with folder.locked(workdir) as lock:
     with pytest.raises(errors.StorageError, match='removed or replaced'):
       save(lock.check)
     assert not list(workdir.iterdir())
@@ -247,7 +247,7 @@ def test_a_killed_runs_lock_does_not_block_and_readers_never_wait(
 ):
   workdir = tmp_path / 'run'
   harness.finish(servers, workdir, {'num_outer_steps': 4})
-  with workdir_lib.locked(workdir):
+  with folder.locked(workdir):
     model, _, _ = metalr_flax.load(workdir)  # a reader
     assert model is not None
     trial = servers.run(workdir)
@@ -300,7 +300,7 @@ def _check(workdir, fields):
     runs.command(workdir, 'digits_mlp', **{**harness.FIELDS, **fields}),
     '',
   )
-  workdir_lib.check_config(workdir, arguments.config, arguments.command)
+  folder.check_config(workdir, arguments.config, arguments.command)
 
 
 @pytest.fixture(scope='module')

@@ -1,0 +1,153 @@
+"""A comparison's problem: what all its contestants have in common."""
+
+from collections.abc import Callable, Mapping
+import dataclasses
+import functools
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from metalr_flax import errors
+from metalr_flax import tasks
+from metalr_flax.comparison import cells
+from metalr_flax.engine import inner
+from metalr_flax.engine import losses
+from metalr_flax.models import functional
+from metalr_flax.trainer import build
+from metalr_flax.trainer import build_optimizers
+from metalr_flax.trainer import lookup
+from metalr_flax.trainer import refusals
+
+PyTree = Any
+
+
+class Start(flax.struct.PyTreeNode, kw_only=True):
+  """Where a run is, and at first where it begins, apart from its optimizer.
+
+  Attributes:
+    params: model weights theta, a plain nested dict of arrays.
+    model_state: the model's other variables.
+    data_state: the sampler's position.
+  """
+
+  params: PyTree
+  model_state: PyTree
+  data_state: PyTree
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Arena:
+  """A problem and the starts of its seeds.
+
+  Attributes:
+    loss_fn: the training loss, `(params, model_state, batch) -> (loss,
+      (model_state, metrics))`.
+    next_batch: `data_state -> (data_state, batch)`.
+    objective: the training objective of a place, a scalar, the model in
+      evaluation mode; None where the batches' losses are reported instead.
+    starts: one for each seed, stacked: arrays [S, ...].
+    num_steps: inner updates of a run.
+    points: updates done at each evaluation, ascending; the last is num_steps.
+  """
+
+  loss_fn: inner.LossFn
+  next_batch: inner.NextBatch
+  objective: Callable[[Start], jax.Array] | None
+  starts: Start
+  num_steps: int
+  points: tuple[int, ...]
+
+
+def build_arena(config: Mapping[str, Any], problem: str) -> Arena:
+  """Builds a problem of a comparison.
+
+  Args:
+    config: the comparison's, resolved.
+    problem: its name.
+
+  Raises:
+    ConfigError: for a class that cannot be imported, arguments that it or
+      optax refuses, a task without the methods of `Task`, or a model that
+      does not fit it.
+  """
+  try:
+    arena = _build(config, problem)
+  except errors.ConfigError as error:
+    raise errors.ConfigError(f'problems.{problem}.{error}') from error
+  params = jax.tree.map(lambda x: x[0], arena.starts.params)
+  for name, kwargs in config['optimizers'].items():
+    field = f'optimizers.{name}'
+    factory = lookup.find_factory(field, name)
+    arguments = {**lookup.as_tuples(kwargs), 'learning_rate': 0.1}
+    lookup.check_arguments(field, factory, arguments)
+    build_optimizers.check_update(field, name, factory(**arguments), params)
+  return arena
+
+
+def _build(config: Mapping[str, Any], problem: str) -> Arena:
+  section = config['problems'][problem]
+  optimizer = next(iter(config['optimizers']))
+  runs = [
+    cells.trainer_config(config, problem, optimizer, config['seed'] + s)
+    for s in range(section['num_seeds'])
+  ]
+  task = build.build_task(runs[0])
+  if not isinstance(task, tasks.Task):
+    raise errors.ConfigError(
+      f'task.name={section["task"]["name"]}: is no Task; derive it from '
+      f'metalr_flax.tasks.Task'
+    )
+  splits = [functional.split(build.build_model(run)) for run in runs]
+  starts = [
+    Start(
+      params=split.params,
+      model_state=split.model_state,
+      data_state=task.init(jax.random.key(run['seed'])),
+    )
+    for split, run in zip(splits, runs, strict=True)
+  ]
+  loss_fn = losses.checked(
+    'loss_fn', functional.make_loss_fn(splits[0].train, task.loss)
+  )
+  _check_fit(section, task, loss_fn, starts[0])
+  objective = functools.partial(_objective, task, splits[0].eval)
+  # A task without an objective answers None.
+  measured = section['objective'] == 'task' and (
+    jax.eval_shape(objective, starts[0]) is not None
+  )
+  count = section['num_evaluations']
+  return Arena(
+    loss_fn=loss_fn,
+    next_batch=task.next,
+    objective=objective if measured else None,
+    starts=jax.tree.map(lambda *leaves: jnp.stack(leaves), *starts),
+    num_steps=section['num_steps'],
+    points=tuple(
+      round(section['num_steps'] * (i + 1) / count) for i in range(count)
+    ),
+  )
+
+
+def _objective(
+  task: tasks.Task, definition: functional.Definition, place: Start
+) -> Any:
+  model = definition.merge(place.params, place.model_state)
+  return task.objective(model, place.data_state)
+
+
+def _check_fit(
+  section: Mapping[str, Any],
+  task: tasks.Task,
+  loss_fn: inner.LossFn,
+  start: Start,
+) -> None:
+  """Traces one loss."""
+
+  def loss(start: Start) -> Any:
+    _, batch = task.next(start.data_state)
+    return loss_fn(start.params, start.model_state, batch)
+
+  with refusals.fitting(section['model']['name'], section['task']['name']):
+    jax.eval_shape(loss, start)

@@ -1,0 +1,222 @@
+"""Checks a comparison's config without importing JAX."""
+
+from collections.abc import Iterator, Mapping, Sequence
+import re
+from typing import Any
+
+from metalr_flax import errors
+from metalr_flax.comparison import cells
+from metalr_flax.config import check as check_lib
+from metalr_flax.config import schema
+
+OBJECTIVES = ('task', 'batches')
+
+_SECTIONS = ('task', 'model')
+_COUNTS = ('num_steps', 'num_seeds', 'num_evaluations')
+_PROBLEM = (*_SECTIONS, *_COUNTS, 'objective')
+_TOP = (
+  'seed',
+  'num_seeds',
+  'num_evaluations',
+  'optimizers',
+  'learning_rates',
+  'initial_learning_rates',
+  'methods',
+  'only',
+  'problems',
+)
+_NAME = re.compile(r'[A-Za-z0-9_-]+')  # it becomes a part of a file's name
+
+
+def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
+  """Checks a comparison's config and returns it as plain JSON values.
+
+  Args:
+    config: nested mapping of the fields of `configs/compare.py`.
+
+  Returns:
+    The same with every problem's own `num_seeds`, `num_evaluations` and
+    `objective` filled in, and the names of `methods` and `only` as lists.
+
+  Raises:
+    ConfigError: naming the first field that is unknown, missing or wrong.
+  """
+  plain = check_lib.to_plain(config)
+  for name in plain:
+    check_name(name)
+  for name in _TOP:
+    if name not in plain:
+      raise errors.ConfigError(
+        f'{name}: missing; add it to the config file (see configs/compare.py)'
+      )
+  _check_rule('seed', plain['seed'], schema.FIELDS['seed'])
+  for name in ('num_seeds', 'num_evaluations'):
+    _check_rule(name, plain[name], schema.FIELDS['log_every'])
+  for name in ('learning_rates', 'initial_learning_rates'):
+    _check_rates(name, plain[name])
+  for name in ('optimizers', 'problems'):
+    _check_mapping(name, plain[name])
+  for name, kwargs in plain['optimizers'].items():
+    _check_optimizer(name, kwargs)
+  plain['methods'] = _names('methods', plain['methods'], cells.METHODS)
+  for name, problem in plain['problems'].items():
+    _check_problem(plain, name, problem)
+  plain['only'] = _names('only', plain['only'], tuple(plain['problems']))
+  return plain
+
+
+def check_name(name: str) -> None:
+  """Refuses the name of a field that a comparison does not have.
+
+  Args:
+    name: dotted, e.g. `problems.text.num_steps`.
+
+  Raises:
+    ConfigError: with the nearest name there is.
+  """
+  top, *below = name.split('.')
+  if top not in _TOP:
+    near = check_lib.suggest(top, _TOP)
+    raise errors.ConfigError(f'{name}: unknown field; {near}')
+  if top != 'problems' or len(below) < 2:
+    return
+  inner = '.'.join(below[1:])
+  if inner in _PROBLEM:
+    return
+  if below[1] in _SECTIONS:
+    _prefixed(f'problems.{below[0]}', check_lib.check_name, inner)
+    return
+  near = check_lib.suggest(below[1], _PROBLEM)
+  raise errors.ConfigError(f'{name}: unknown field; {near}')
+
+
+def _check_problem(
+  config: Mapping[str, Any], name: str, problem: dict[str, Any]
+) -> None:
+  where = f'problems.{name}'
+  _check_mapping(where, problem)
+  if not _NAME.fullmatch(name):
+    raise errors.ConfigError(
+      f'{where}: its name becomes a file name; use letters, digits, - and _'
+    )
+  for key in problem:
+    check_name(f'{where}.{key}')
+  for key in ('num_seeds', 'num_evaluations'):
+    problem.setdefault(key, config[key])
+  problem.setdefault('objective', 'task')
+  for key in (*_SECTIONS, 'num_steps'):
+    if key not in problem:
+      raise errors.ConfigError(
+        f'{where}.{key}: missing; add it to the config file'
+      )
+  for key in _SECTIONS:
+    _check_mapping(f'{where}.{key}', problem[key])
+  for key in _COUNTS:
+    rule = schema.FIELDS['log_every']
+    _check_rule(f'{where}.{key}', problem[key], rule)
+  _check_counts(where, problem)
+  if problem['objective'] not in OBJECTIVES:
+    raise errors.ConfigError.of(
+      f'{where}.objective',
+      problem['objective'],
+      'must be a known objective',
+      check_lib.suggest(str(problem['objective']), OBJECTIVES),
+    )
+  optimizer = next(iter(config['optimizers']))
+  trainer = cells.trainer_config(config, name, optimizer, config['seed'])
+  _prefixed(where, check_lib.resolve, trainer)
+
+
+def _check_counts(where: str, problem: Mapping[str, Any]) -> None:
+  steps, points = problem['num_steps'], problem['num_evaluations']
+  if steps % cells.UNROLL_LENGTH:
+    raise errors.ConfigError.of(
+      f'{where}.num_steps',
+      steps,
+      f"must be a multiple of {cells.UNROLL_LENGTH}, the trainer's window",
+      f'set --config.{where}.num_steps={steps + -steps % cells.UNROLL_LENGTH}',
+    )
+  if points > steps // cells.UNROLL_LENGTH:
+    raise errors.ConfigError.of(
+      f'{where}.num_evaluations',
+      points,
+      f'must be at most {steps // cells.UNROLL_LENGTH}, one for each of the '
+      f"trainer's windows",
+      'set fewer, or a larger num_steps',
+    )
+
+
+def _prefixed(where: str, check: Any, argument: Any) -> None:
+  """A check of the trainer's, its fields named as they are called here."""
+  try:
+    check(argument)
+  except errors.ConfigError as error:
+    line = str(error).replace('--config.', f'--config.{where}.')
+    raise errors.ConfigError(f'{where}.{line}') from error
+
+
+def _check_rule(name: str, value: Any, rule: schema.Rule) -> None:
+  if not rule.holds(value):
+    raise errors.ConfigError.of(
+      name, value, rule.text, f'set --config.{name}=...'
+    )
+
+
+def _check_mapping(name: str, value: Any) -> None:
+  if not isinstance(value, dict) or (not value and '.' not in name):
+    raise errors.ConfigError.of(
+      name,
+      value,
+      'must be a mapping of names',
+      'see configs/compare.py',
+    )
+
+
+def _check_rates(name: str, rates: Any) -> None:
+  rule = schema.FIELDS['inner.learning_rate']
+  if not isinstance(rates, list) or not rates:
+    raise errors.ConfigError.of(
+      name, rates, 'must be a list of learning rates', 'e.g. 1e-3,1e-2'
+    )
+  for rate in rates:
+    _check_rule(name, rate, rule)
+  if sorted(set(rates)) != rates:
+    raise errors.ConfigError.of(
+      name, rates, 'must ascend without repetition', 'sort it'
+    )
+
+
+def _check_optimizer(name: str, kwargs: Any) -> None:
+  if name not in schema.OPTIMIZERS:
+    raise errors.ConfigError.of(
+      'optimizers',
+      name,
+      'must be a known optax optimizer',
+      check_lib.suggest(name, schema.OPTIMIZERS),
+    )
+  _check_mapping(f'optimizers.{name}', kwargs)
+  if 'learning_rate' in kwargs:
+    raise errors.ConfigError(
+      f'optimizers.{name}.learning_rate: comes from the grid; leave it out'
+    )
+
+
+def _names(field: str, given: Any, known: tuple[str, ...]) -> list[str]:
+  """Names from a list whose items may hold several, as flags give them."""
+  listed = given if isinstance(given, list) else [given]
+  names = list(_split(listed))
+  for name in names:
+    if name not in known:
+      raise errors.ConfigError.of(
+        field, name, 'must be a known name', check_lib.suggest(name, known)
+      )
+  if field == 'methods' and not names:
+    raise errors.ConfigError(
+      f'{field}: names no method; known are {", ".join(known)}'
+    )
+  return [name for name in known if name in names]
+
+
+def _split(items: Sequence[Any]) -> Iterator[str]:
+  for item in items:
+    yield from filter(None, (part.strip() for part in str(item).split(',')))

@@ -1,0 +1,112 @@
+"""What came of a cell, as its file holds it."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from metalr_flax.comparison import cells
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Outcome:
+  """The numbers of a finished cell: R learning rates, S seeds, E evaluations.
+
+  Attributes:
+    cell: which one.
+    first_seed: seeds are this one and those that follow.
+    start: the objective before the first update, mean over seeds.
+    finals: the reported objective, inf where it is not finite, [R, S].
+    diverged: whether a run counts as diverged, bool [R, S].
+    steps: inner updates done at each evaluation, int [E].
+    curves: the objective there, mean over seeds, inf where one is not finite,
+      [R, E].
+    learned: the learned learning rate there, geometric mean over seeds, NaN
+      where there is none, [R, E].
+    seconds: that the cell took, compilation included.
+  """
+
+  cell: cells.Cell
+  first_seed: int
+  start: float
+  finals: np.ndarray
+  diverged: np.ndarray
+  steps: np.ndarray
+  curves: np.ndarray
+  learned: np.ndarray
+  seconds: float
+
+  @property
+  def scores(self) -> np.ndarray:
+    """Mean over the seeds; inf where one of them diverged, [R]."""
+    return np.where(
+      np.any(self.diverged, axis=1), np.inf, np.mean(self.finals, axis=1)
+    )
+
+
+def to_json(outcome: Outcome) -> dict[str, Any]:
+  """Plain values; null stands for what is not finite."""
+  cell = outcome.cell
+  return {
+    'digest': cell.digest,
+    'problem': cell.problem,
+    'optimizer': cell.optimizer,
+    'method': cell.method,
+    'learning_rates': list(cell.learning_rates),
+    'first_seed': outcome.first_seed,
+    'num_seeds': cell.seeds,
+    'num_steps': cell.num_steps,
+    'gradient_evaluations_per_run': cell.gradient_evaluations,
+    'seconds': round(outcome.seconds, 3),
+    'start': _plain(outcome.start),
+    'finals': _plain(outcome.finals),
+    'diverged': outcome.diverged.tolist(),
+    'steps': outcome.steps.tolist(),
+    'curves': _plain(outcome.curves),
+    'learned': _plain(outcome.learned),
+  }
+
+
+def from_json(cell: cells.Cell, values: Any) -> Outcome | None:
+  """Reads a cell's file.
+
+  Args:
+    cell: what the config says of it.
+    values: what the file holds.
+
+  Returns:
+    The outcome; None for one of another config, or none of ours.
+  """
+  if not isinstance(values, dict) or values.get('digest') != cell.digest:
+    return None
+  try:
+    outcome = Outcome(
+      cell=cell,
+      first_seed=int(values['first_seed']),
+      start=float(_array(values['start'], np.inf)),
+      finals=_array(values['finals'], np.inf),
+      diverged=np.asarray(values['diverged'], bool),
+      steps=np.asarray(values['steps'], int),
+      curves=_array(values['curves'], np.inf),
+      learned=_array(values['learned'], np.nan),
+      seconds=float(values['seconds']),
+    )
+    runs = (max(1, len(cell.learning_rates)), cell.seeds)
+    points = (runs[0], len(outcome.steps))
+  except (KeyError, TypeError, ValueError, OverflowError):
+    return None
+  shapes = [outcome.finals.shape, outcome.diverged.shape]
+  shapes += [outcome.curves.shape, outcome.learned.shape]
+  return outcome if shapes == [runs, runs, points, points] else None
+
+
+def _plain(array: Any) -> Any:
+  """Nested lists of floats, None where they are not finite."""
+  if np.ndim(array):
+    return [_plain(row) for row in array]
+  return float(array) if np.isfinite(array) else None
+
+
+def _array(values: Any, missing: float) -> np.ndarray:
+  array = np.asarray(values, np.float64)  # None becomes NaN
+  return np.where(np.isnan(array), missing, array)

@@ -1,0 +1,131 @@
+"""Trains a cell: all its learning rates and seeds as one program."""
+
+from collections.abc import Callable
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from metalr_flax import errors
+from metalr_flax import interrupts
+from metalr_flax.comparison import arena as arena_lib
+from metalr_flax.comparison import methods
+
+PyTree = Any
+DIVERGED = 10.0  # times the objective at the start, and no less is diverged
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Record:
+  """What came of a cell: E evaluations, R learning rates, S seeds.
+
+  Attributes:
+    steps: inner updates done at each evaluation, int [E].
+    start: the objective before the first update, float [S]; the first batch's
+      loss where the batches are the objective.
+    curves: the objective at each evaluation, float [E, R, S].
+    learned: the learned learning rate there, NaN without one, [E, R, S].
+    finals: mean of the last tenth of the curves, inf where not finite, [R, S].
+    diverged: whether a run's final is infinite or above ten times its start,
+      bool [R, S].
+  """
+
+  steps: np.ndarray
+  start: np.ndarray
+  curves: np.ndarray
+  learned: np.ndarray
+  finals: np.ndarray
+  diverged: np.ndarray
+
+
+def run(
+  contestant: methods.Contestant,
+  arena: arena_lib.Arena,
+  learning_rates: tuple[float, ...],
+  stop: interrupts.StopRequest,
+) -> Record:
+  """Trains a contestant from every learning rate with every seed.
+
+  Args:
+    contestant: who.
+    arena: on what.
+    learning_rates: R of them; a contestant without one has one run a seed.
+    stop: true once a signal asked to stop, looked at between evaluations.
+
+  Raises:
+    Interrupted: where it did.
+  """
+  rates = jnp.asarray(learning_rates or (jnp.nan,), jnp.float32)
+  over_seeds = jax.vmap(contestant.init, in_axes=(None, 0))
+  init = jax.jit(jax.vmap(over_seeds, in_axes=(0, None)))
+  advance = _make_advance(contestant, arena)
+  state = init(rates, arena.starts)
+  start = jax.jit(jax.vmap(_make_measure(arena)))(arena.starts)
+  done, rows = 0, []
+  # A step of several updates ends at the last one that is due.
+  ends = [point // contestant.updates for point in arena.points]
+  for end in ends:
+    if stop:
+      raise errors.Interrupted(f'{stop.name}')
+    state, row = advance(state, np.int32(end - done))
+    rows.append(jax.device_get(row))
+    done = end
+  curves, learned = (np.stack(values) for values in zip(*rows, strict=True))
+  steps = np.array(ends) * contestant.updates
+  return _make_record(steps, jax.device_get(start), curves, learned)
+
+
+def _make_record(
+  steps: np.ndarray, start: np.ndarray, curves: np.ndarray, learned: np.ndarray
+) -> Record:
+  last = curves[-max(1, len(curves) // 10) :]
+  finals = np.mean(last, axis=0, dtype=np.float64)
+  finals = np.where(np.isfinite(finals), finals, np.inf)
+  return Record(
+    steps=steps,
+    start=start,
+    curves=curves,
+    learned=learned,
+    finals=finals,
+    diverged=~(finals <= DIVERGED * start),
+  )
+
+
+def _make_measure(
+  arena: arena_lib.Arena,
+) -> Callable[[arena_lib.Start], jax.Array]:
+  """The objective of a start: the first batch's loss where there is none."""
+
+  def measure_batch(start: arena_lib.Start) -> jax.Array:
+    _, batch = arena.next_batch(start.data_state)
+    return arena.loss_fn(start.params, start.model_state, batch)[0]
+
+  return arena.objective or measure_batch
+
+
+def _make_advance(
+  contestant: methods.Contestant, arena: arena_lib.Arena
+) -> Callable:
+  """`(state, count) -> (state, (objective, learning_rate))` of all runs.
+
+  The count is traced: stretches of all lengths are one executable.
+  """
+  over_runs = lambda function: jax.vmap(jax.vmap(function))
+
+  def advance(state: PyTree, count: jax.Array) -> tuple[PyTree, Any]:
+    def body(_: Any, carry: tuple[PyTree, jax.Array]) -> Any:
+      state, total = carry
+      state, loss = over_runs(contestant.step)(state)
+      return state, total + loss
+
+    shape = jax.eval_shape(over_runs(contestant.step), state)[1].shape
+    zeros = jnp.zeros(shape)
+    state, total = jax.lax.fori_loop(0, count, body, (state, zeros))
+    place, learned = over_runs(contestant.view)(state)
+    if arena.objective is None:
+      return state, (total / count, learned)
+    return state, (over_runs(arena.objective)(place), learned)
+
+  return jax.jit(advance)

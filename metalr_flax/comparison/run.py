@@ -1,0 +1,180 @@
+"""The host loop of a comparison: cell after cell, then what they come to."""
+
+from collections.abc import Mapping
+import datetime
+import pathlib
+import time
+from typing import Any
+
+import numpy as np
+
+from metalr_flax import console
+from metalr_flax import errors
+from metalr_flax import interrupts
+from metalr_flax.comparison import arena as arena_lib
+from metalr_flax.comparison import cells
+from metalr_flax.comparison import methods
+from metalr_flax.comparison import outcomes
+from metalr_flax.comparison import plots
+from metalr_flax.comparison import race
+from metalr_flax.comparison import standings as standings_lib
+from metalr_flax.comparison import table as table_lib
+from metalr_flax.comparison import workdir as workdir_lib
+from metalr_flax.engine import forward_gradient
+from metalr_flax.trainer import build
+from metalr_flax.workdir import files
+from metalr_flax.workdir import folder
+
+Config = Mapping[str, Any]
+
+
+def run(
+  config: Config, workdir: pathlib.Path, *, stop: interrupts.StopRequest
+) -> None:
+  """Trains the selected cells that are not finished, and writes the results.
+
+  Args:
+    config: resolved, as `comparison_config.resolve` returns it.
+    workdir: where everything is written.
+    stop: true once a signal asked to stop.
+
+  Raises:
+    MetalrError: for each way of ending that is not the planned one.
+  """
+  console.set_up_logging()
+  selected = cells.list_cells(config, selected=True)
+  with build.randomness({'threefry_partitionable': True}):
+    found = workdir_lib.read_cells(workdir, selected)
+    waiting = [cell for cell in selected if cell.id not in found]
+    # All of them before anything is written: a mistake in the last problem
+    # should not show after an hour.
+    arenas = {
+      name: arena_lib.build_arena(config, name)
+      for name in dict.fromkeys(cell.problem for cell in waiting)
+    }
+    try:
+      files.retried(lambda: files.make_directory(workdir), workdir)
+      with folder.locked(workdir):
+        workdir_lib.write_config(workdir, config)
+        _finish(config, workdir, waiting, arenas, len(found), stop)
+        _write_results(config, workdir)
+    except OSError as error:
+      raise errors.StorageError(
+        f'{error.filename or workdir}: {error.strerror or error}; mend the '
+        f'storage and run the same command'
+      ) from error
+
+
+def _finish(
+  config: Config,
+  workdir: pathlib.Path,
+  waiting: list[cells.Cell],
+  arenas: Mapping[str, arena_lib.Arena],
+  before: int,  # cells finished by earlier commands
+  stop: interrupts.StopRequest,
+) -> None:
+  clock, total = Clock(waiting), before + len(waiting)
+  for number, cell in enumerate(waiting, before + 1):
+    if stop:
+      raise _interrupted(stop, workdir, number - 1)
+    begun = time.monotonic()
+    try:
+      record = race.run(
+        methods.build_contestant(config, cell, arenas[cell.problem]),
+        arenas[cell.problem],
+        cell.learning_rates,
+        stop,
+      )
+    except errors.Interrupted as error:
+      raise _interrupted(stop, workdir, number - 1) from error
+    except forward_gradient.NoForwardRuleError as error:
+      raise errors.ConfigError(
+        f'methods={cell.method}: {str(error).partition(":")[0]}; leave it out'
+      ) from error
+    seconds = time.monotonic() - begun
+    outcome = _make_outcome(cell, record, config['seed'], seconds)
+    workdir_lib.write_cell(workdir, outcome)
+    console.say(
+      f'cell {number:{len(str(total))}}/{total}  {cell.id}: '
+      f'best final {np.min(outcome.scores):.4g}, '
+      f'{np.sum(outcome.diverged)} of {outcome.diverged.size} runs diverged  '
+      f'| {seconds:.1f} s, {clock.left(cell, seconds)} left'
+    )
+
+
+def _interrupted(
+  stop: interrupts.StopRequest, workdir: pathlib.Path, done: int
+) -> errors.Interrupted:
+  return errors.Interrupted(
+    f'{stop.name}; {done} finished cells are in '
+    f'{workdir / workdir_lib.CELLS}; the same command goes on'
+  )
+
+
+class Clock:
+  """Guesses the time that is left, from what each problem's cells took."""
+
+  def __init__(self, waiting: list[cells.Cell]):
+    self._waiting = {cell.id: cell for cell in waiting}
+    self._spent: dict[str, tuple[float, float]] = {}  # seconds, work
+
+  def left(self, cell: cells.Cell, seconds: float) -> datetime.timedelta:
+    """Takes note of a finished cell; returns the time that the rest takes."""
+    del self._waiting[cell.id]
+    before = self._spent.get(cell.problem, (0.0, 0.0))
+    work = before[1] + _work(cell)
+    self._spent[cell.problem] = (before[0] + seconds, work)
+    total = sum(
+      _work(other) * self._pace(other.problem)
+      for other in self._waiting.values()
+    )
+    return datetime.timedelta(seconds=round(total))
+
+  def _pace(self, problem: str) -> float:
+    """Seconds per unit of work, from the other problems where there is none."""
+    known = self._spent.get(problem)
+    parts = [known] if known else list(self._spent.values())
+    return sum(s for s, _ in parts) / sum(w for _, w in parts)
+
+
+def _work(cell: cells.Cell) -> float:
+  """Gradient evaluations, and what compiling is worth in them."""
+  return cell.runs * cell.gradient_evaluations + 20 * cell.num_steps
+
+
+def _make_outcome(
+  cell: cells.Cell, record: race.Record, seed: int, seconds: float
+) -> outcomes.Outcome:
+  with np.errstate(all='ignore'):
+    curves = np.mean(record.curves, axis=2, dtype=np.float64).T
+    learned = np.exp(np.mean(np.log(record.learned), axis=2)).T
+  return outcomes.Outcome(
+    cell=cell,
+    first_seed=seed,
+    start=float(np.mean(record.start)),
+    finals=record.finals,
+    diverged=record.diverged,
+    steps=record.steps,
+    curves=np.where(np.isfinite(curves), curves, np.inf),
+    learned=learned,
+    seconds=seconds,
+  )
+
+
+def _write_results(config: Config, workdir: pathlib.Path) -> None:
+  """What all finished cells come to, read from their files."""
+  everything = cells.list_cells(config, selected=False)
+  found = workdir_lib.read_cells(workdir, everything)
+  finished = list(found.values())
+  standings = standings_lib.Standings(finished)
+  table = table_lib.make_table(standings)
+  rows = table_lib.make_csv(finished)
+  files.write_bytes(workdir / workdir_lib.CSV, rows.encode())
+  files.write_bytes(workdir / workdir_lib.TABLE, table.encode())
+  files.write_json(
+    workdir / workdir_lib.SUMMARY, standings_lib.summarize(standings)
+  )
+  plots.plot_all(workdir / workdir_lib.PLOTS, standings)
+  console.say('')
+  console.say(table)
+  console.say(f'results: {workdir}')

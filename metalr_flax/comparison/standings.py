@@ -1,0 +1,263 @@
+"""Who won: ratios of final objectives, and what they come to.
+
+A ratio is a score over another; a score is the mean over the seeds, inf where
+one of them diverged. Below 1 the first is better. Up to `TIE` counts as level.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+
+from metalr_flax.comparison import cells
+from metalr_flax.comparison import outcomes
+
+TIE = 1.005
+# A geometric mean takes a ratio for at most this, and at least its inverse: one
+# run that diverged, or one loss of nearly 0, would be all that it shows.
+CAP = 100.0
+Key = tuple[str, str, str]  # problem, optimizer, method
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Best:
+  """The best learning rate of a grid.
+
+  Attributes:
+    learning_rate: picked on the score itself.
+    score: its own, inf where all diverged.
+    std: of the finals over the seeds.
+    at_the_edge: whether it is the first or last of the grid: a wider one might
+      have found a better.
+  """
+
+  learning_rate: float
+  score: float
+  std: float
+  at_the_edge: bool
+
+
+class Standings:
+  """The comparison of all finished cells.
+
+  Attributes:
+    outcomes: by problem, optimizer and method.
+    reference: the optimizer that methods without one are compared with.
+  """
+
+  def __init__(self, finished: Iterable[outcomes.Outcome]):
+    """Takes the finished cells, in any number."""
+    self.outcomes: dict[Key, outcomes.Outcome] = {
+      (o.cell.problem, o.cell.optimizer, o.cell.method): o for o in finished
+    }
+    found = {o for _, o, _ in self.outcomes if o}
+    self.reference = 'adam' if 'adam' in found else min(found, default='')
+
+  @property
+  def pairs(self) -> list[tuple[str, str]]:
+    """Problems with their inner optimizers, in the order of the cells."""
+    return list(dict.fromkeys((p, o) for p, o, _ in self.outcomes if o))
+
+  @property
+  def problems(self) -> list[str]:
+    """The problems with a finished cell."""
+    return list(dict.fromkeys(p for p, _, _ in self.outcomes))
+
+  def best(self, problem: str, optimizer: str, method: str) -> Best | None:
+    """The best of a grid; None where it is not finished."""
+    outcome = self.outcomes.get((problem, optimizer, method))
+    if outcome is None:
+      return None
+    scores = outcome.scores
+    index = int(np.argmin(scores))
+    with np.errstate(invalid='ignore'):
+      std = float(np.std(outcome.finals[index]))
+    return Best(
+      learning_rate=outcome.cell.learning_rates[index],
+      score=float(scores[index]),
+      std=std,
+      at_the_edge=index in (0, len(scores) - 1),
+    )
+
+  def ratios(self, problem: str, optimizer: str, method: str) -> list[float]:
+    """A method's scores, by start, over the best constant's; [] without."""
+    outcome = self.outcomes.get((problem, optimizer, method))
+    best = self.best(problem, optimizer, 'constant')
+    if outcome is None or best is None:
+      return []
+    return [ratio(score, best.score) for score in outcome.scores]
+
+  def against(self, method: str) -> list[float]:
+    """`self_tuning`'s scores, by start, over another method's.
+
+    A grid counts with its best rate, the trainer from the same start. A method
+    without an inner optimizer is met by `self_tuning` of the reference.
+    """
+    found: list[float] = []
+    for problem, optimizer in self.pairs:
+      whole = method in cells.WHOLE
+      if whole and optimizer != self.reference:
+        continue
+      key = (problem, '' if whole else optimizer, method)
+      ours = self.outcomes.get((problem, optimizer, 'self_tuning'))
+      theirs = self.outcomes.get(key)
+      if ours is None or theirs is None:
+        continue
+      scores = theirs.scores
+      if method != 'trainer':
+        scores = np.full(len(ours.scores), np.min(scores))
+      found += map(ratio, ours.scores, scores)
+    return found
+
+  def ranking(self) -> list[dict[str, Any]]:
+    """Methods by their geometric mean over problems, best first.
+
+    Each score is taken over the best constant rate of the reference optimizer;
+    a grid counts with its best rate, starts with their mean and their worst.
+    `cost` is in gradient evaluations an update, a grid's of all its rates.
+    """
+    ratios: dict[str, list[float]] = {}
+    costs: dict[str, float] = {}
+    for (problem, _, _), outcome in self.outcomes.items():
+      best = self.best(problem, self.reference, 'constant')
+      for name, value in self._entries(outcome, best).items():
+        ratios.setdefault(name, []).append(value)
+        costs[name] = _cost(outcome.cell)
+    rows = [
+      {
+        'method': name,
+        'geometric_mean': geometric_mean(values),
+        'worst': max(values),
+        'problems': len(values),
+        'cost': costs[name],
+      }
+      for name, values in ratios.items()
+    ]
+    return sorted(rows, key=lambda row: row['geometric_mean'])
+
+  def _entries(
+    self, outcome: outcomes.Outcome, best: Best | None
+  ) -> dict[str, float]:
+    """A cell's ratios by the name that each has in the ranking."""
+    if best is None:
+      return {}
+    ratios = [ratio(score, best.score) for score in outcome.scores]
+    method, optimizer = outcome.cell.method, outcome.cell.optimizer
+    name = f'{method} {optimizer}'.strip()
+    if method in cells.GRID:
+      return {f'{name}, best rate': min(ratios)}
+    if method in cells.STARTED:
+      return {
+        f'{name}, mean of starts': geometric_mean(ratios),
+        f'{name}, worst start': max(ratios),
+      }
+    return {name: ratios[0]}
+
+  def diverged(self) -> dict[str, tuple[int, int]]:
+    """Runs that diverged, and all runs, by method."""
+    counts: dict[str, tuple[int, int]] = {}
+    for (_, _, method), outcome in self.outcomes.items():
+      before = counts.get(method, (0, 0))
+      bad = int(np.sum(outcome.diverged))
+      counts[method] = (before[0] + bad, before[1] + outcome.diverged.size)
+    return counts
+
+
+def ratio(score: float, other: float) -> float:
+  """One score over another; 1 where both are infinite or both 0."""
+  if score == other:
+    return 1.0
+  if not other or math.isinf(score):
+    return math.inf
+  return 0.0 if math.isinf(other) else float(score / other)
+
+
+def median(ratios: Sequence[float]) -> float:
+  """The median, the worse of the two middle ones where they are even."""
+  return sorted(ratios)[len(ratios) // 2]
+
+
+def geometric_mean(ratios: Sequence[float]) -> float:
+  """Geometric mean of ratios cut to [1 / CAP, CAP]; NaN without any."""
+  if not ratios:
+    return math.nan
+  return float(np.exp(np.mean(np.log(np.clip(ratios, 1 / CAP, CAP)))))
+
+
+def _cost(cell: cells.Cell) -> float:
+  rates = len(cell.learning_rates) if cell.method in cells.GRID else 1
+  return rates * cell.gradient_evaluations / cell.num_steps
+
+
+def summarize(standings: Standings) -> dict[str, Any]:
+  """What `summary.json` holds; null stands for infinite and for not finished.
+
+  `share_won` is of the (problem, optimizer, start) that end level with the
+  best constant rate or better.
+  """
+  all_ratios = [
+    r for p, o in standings.pairs for r in standings.ratios(p, o, 'self_tuning')
+  ]
+  summary = {
+    'pairs': [_summarize_pair(standings, p, o) for p, o in standings.pairs],
+    'overall': {
+      'starts': len(all_ratios),
+      'share_won': share_won(all_ratios),
+      'worst_ratio': max(all_ratios, default=None),
+      'diverged_runs': {
+        method: {'diverged': bad, 'runs': runs}
+        for method, (bad, runs) in standings.diverged().items()
+      },
+      'geometric_mean_against': {
+        method: geometric_mean(standings.against(method))
+        for method in cells.METHODS
+        if method != 'self_tuning'
+      },
+    },
+    'reference_optimizer': standings.reference,
+    'ranking': standings.ranking(),
+    'rules': {'tie': TIE, 'cap_in_geometric_means': CAP},
+  }
+  return _finite(summary)
+
+
+def share_won(ratios: Sequence[float]) -> float | None:
+  """The share of ratios that are at most a tie; None without any."""
+  if not ratios:
+    return None
+  return float(np.mean(np.asarray(ratios) <= TIE))
+
+
+def _summarize_pair(
+  standings: Standings, problem: str, optimizer: str
+) -> dict[str, Any]:
+  summary: dict[str, Any] = {'problem': problem, 'optimizer': optimizer}
+  for method in cells.GRID:
+    best = standings.best(problem, optimizer, method)
+    summary[method] = dataclasses.asdict(best) if best else None
+  for method in cells.STARTED:
+    ratios = standings.ratios(problem, optimizer, method)
+    outcome = standings.outcomes.get((problem, optimizer, method))
+    if ratios and outcome is not None:
+      summary[method] = {
+        'starts': list(outcome.cell.learning_rates),
+        'scores': outcome.scores.tolist(),
+        'ratios': ratios,
+        'worst': max(ratios),
+        'median': median(ratios),
+        'best': min(ratios),
+      }
+  return summary
+
+
+def _finite(value: Any) -> Any:
+  """JSON knows neither infinity nor NaN."""
+  if isinstance(value, Mapping):
+    return {key: _finite(item) for key, item in value.items()}
+  if isinstance(value, list):
+    return [_finite(item) for item in value]
+  if isinstance(value, float) and not math.isfinite(value):
+    return None
+  return value

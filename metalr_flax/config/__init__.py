@@ -1,0 +1,1 @@
+"""Flags and config fields, checked before JAX is imported."""

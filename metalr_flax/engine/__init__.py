@@ -1,0 +1,1 @@
+"""The maths, pure: updates, tangents, the meta-gradient, the outer step."""

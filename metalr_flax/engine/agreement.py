@@ -1,0 +1,238 @@
+"""Whether the parts of a problem, its state and an estimator belong together.
+
+Where they do not, a hyperparameter does not reach the outer loss, or a slope
+reaches the wrong one: the meta-gradient would be zero or another's, and nothing
+would tell. All of it is known from the trace; nothing is computed.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from metalr_flax.engine import bijections
+from metalr_flax.engine import forward
+from metalr_flax.engine import losses
+from metalr_flax.engine import optimizers
+from metalr_flax.engine import problem as problem_lib
+from metalr_flax.engine import state as state_lib
+from metalr_flax.engine import tangents as tangents_lib
+
+PyTree = Any
+Eta = bijections.Eta
+
+
+class InertError(ValueError):
+  """A hyperparameter has a meta-gradient that is identically zero.
+
+  Attributes:
+    name: the hyperparameter.
+  """
+
+  def __init__(self, name: str) -> None:
+    super().__init__(
+      f'{name}: its meta-gradient is identically zero, as tx moves no '
+      f'parameter by it within the window; leave it out, or use a tx that does'
+    )
+    self.name = name
+
+
+def check_names(
+  values: Mapping[str, Any],
+  inner: state_lib.InnerState,
+  problem: problem_lib.Problem,
+) -> None:
+  """Refuses values whose names or groups are not those of the problem.
+
+  Args:
+    values: eta, or hyperparameters, by name and by group label.
+    inner: the inner state.
+    problem: the bilevel problem.
+
+  Raises:
+    ValueError: naming the first that does not agree.
+  """
+  if not isinstance(values, Mapping):
+    raise ValueError(
+      f'hyperparams: must be values by name, not {type(values).__name__}; '
+      f"e.g. {{'learning_rate': 0.1}}"
+    )
+  for name in sorted({*values} ^ {*problem.bijections}):
+    has, lacks = 'hyperparams', 'bijections'
+    if name in problem.bijections:
+      has, lacks = lacks, has
+    raise ValueError(
+      f'{name}: is in {has} and not in {lacks}; name the same in both'
+    )
+  labels = _check_labels(problem.labels, inner.params)
+  for name, value in values.items():
+    _check_group_names(name, value, labels)
+  optimizers.check_injected(values, inner.opt_state)
+
+
+def _check_labels(labels: PyTree | None, params: PyTree) -> set[str]:
+  """The groups, where the labels have the structure of params."""
+  if labels is None:
+    return set()
+  names = optimizers.label_set(labels)
+  labelled = forward.leaves_of('params', labels)
+  ours = forward.leaves_of('params', params)
+  for path in sorted(labelled.keys() ^ ours.keys()):
+    raise ValueError(
+      f'labels: {path} is '
+      f'{"no parameter" if path in labelled else "a parameter without one"}; '
+      f"give a tree of params' structure"
+    )
+  return names
+
+
+def _check_group_names(name: str, value: Any, labels: set[str]) -> None:
+  """Refuses values by group that are not those of the labels."""
+  given = {*value} if isinstance(value, Mapping) else set()
+  if given == labels:
+    return
+  if not labels:
+    raise ValueError(
+      f'{name}: has values by group ({", ".join(sorted(given))}) and the '
+      f'problem no labels; give it one number, or the problem labels'
+    )
+  raise ValueError(
+    f'{name}: must have a value for each group of labels '
+    f'({", ".join(sorted(labels))}) and no other; it has '
+    f'{", ".join(sorted(given)) or "one for all"}'
+  )
+
+
+def check_groups(
+  eta: Eta,
+  inner: state_lib.InnerState,
+  problem: problem_lib.Problem,
+  *,
+  mixed: bool,
+) -> None:
+  """Refuses labels that are not the ones that tx updates the groups by.
+
+  Args:
+    eta: the meta-parameters.
+    inner: the inner state, for its shapes.
+    problem: the bilevel problem.
+    mixed: whether an update may use several groups' hyperparameters.
+
+  Raises:
+    ValueError: naming the first parameter that another group's optimizer
+      updates.
+  """
+  if problem.labels is None:
+    return
+  movers = tangents_lib.find_movers(eta, inner, problem)
+  for path, label in forward.leaves_of('params', problem.labels).items():
+    found = movers[path]
+    if found and label not in found:
+      raise ValueError(
+        f'labels: {path} is in group {label!r}, and tx updates it as '
+        f'{min(found)!r}; make tx and the problem from the same labels'
+      )
+    if len(found) > 1 and not mixed:
+      raise ValueError(
+        f'labels: the update of {path} depends on the groups '
+        f"{', '.join(sorted(found))}, which curvature='none' takes for "
+        f"independent; use 'exact' or 'subsample'"
+      )
+
+
+def check_learnable(eta: Eta, *, alone: bool) -> None:
+  """Refuses a window in which nothing can be learned.
+
+  Args:
+    eta: the meta-parameters.
+    alone: whether the outer loss comes before any update that eta has a part
+      in.
+
+  Raises:
+    ValueError: where there is no eta, or no such update.
+  """
+  if not eta:
+    raise ValueError(
+      'bijections={}: nothing is learned; name a hyperparameter, or use '
+      "kind='none'"
+    )
+  if alone:
+    raise ValueError(
+      "objective='online': is identically zero with unroll_length=1 and "
+      'discount=0, as the only loss comes before the only update; give forward '
+      'mode a discount, e.g. 0.99, or take a longer window'
+    )
+
+
+def check_effect(inert: list[str]) -> None:
+  """Refuses hyperparameters that move no parameter.
+
+  Raises:
+    InertError: naming the first.
+  """
+  if inert:
+    raise InertError(inert[0])
+
+
+def check_losses(
+  problem: problem_lib.Problem,
+  inner: state_lib.InnerState,
+  data_state: PyTree,
+  *,
+  held_out: bool,
+) -> None:
+  """Refuses losses that do not depend on the parameters.
+
+  Args:
+    problem: the bilevel problem.
+    inner: the inner state, for its shapes.
+    data_state: the sampler's position, for its shapes.
+    held_out: whether the outer loss is one of its own.
+
+  Raises:
+    LossError: naming the first, and as `losses.checked`.
+  """
+  asked = {'loss_fn': (problem.loss_fn, problem.next_batch)}
+  if held_out:
+    asked['meta_loss_fn'] = problem.meta_loss_fn, problem.next_meta_batch
+  for name, (loss_fn, next_batch) in asked.items():
+    _, batch = jax.eval_shape(next_batch, data_state)
+    losses.check_uses_params(
+      name, loss_fn, inner.params, inner.model_state, batch
+    )
+
+
+def check_tangents(
+  tangents: forward.Tangents, needed: dict[str, jax.ShapeDtypeStruct]
+) -> None:
+  """Refuses a Z that is not the one that an estimator carries on.
+
+  Args:
+    tangents: Z before a window.
+    needed: its leaves as the estimator has them, `{}` where it keeps none.
+
+  Raises:
+    ValueError: where they differ.
+  """
+  given = {n: (jnp.shape(z), z.dtype) for n, z in tangents.items()}
+  wanted = {n: (s.shape, s.dtype) for n, s in needed.items()}
+  if given == wanted:
+    return
+  different = sorted(
+    n for n in {*given, *wanted} if given.get(n) != wanted.get(n)
+  )
+  raise ValueError(
+    f'tangents: {different[0]} is {_described(given, different[0])}, and '
+    f'{_described(wanted, different[0])} for this estimator; give init_state '
+    f'and every outer_step the same, or start anew with '
+    f'state.replace(tangents=estimator.init_tangents(state.eta, state.inner, '
+    f'state.data_state, problem))'
+  )
+
+
+def _described(leaves: dict[str, tuple], name: str) -> str:
+  if name not in leaves:
+    return 'absent'
+  shape, dtype = leaves[name]
+  return f'{dtype}{list(shape)}'

@@ -1,0 +1,248 @@
+"""From a checked config to the objects of a run.
+
+Here is decided what takes JAX or the user's own code to decide; a mistake is
+still answered before anything is written.
+"""
+
+from collections.abc import Callable, Mapping
+import contextlib
+import dataclasses
+import functools
+from typing import Any
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import optax
+
+from metalr_flax import errors
+from metalr_flax import models
+from metalr_flax import tasks
+from metalr_flax.engine import inner
+from metalr_flax.engine import meta_gradient
+from metalr_flax.engine import outer
+from metalr_flax.engine import problem as problem_lib
+from metalr_flax.engine import state as state_lib
+from metalr_flax.models import functional
+from metalr_flax.trainer import build_optimizers
+from metalr_flax.trainer import evaluate
+from metalr_flax.trainer import lookup
+from metalr_flax.workdir import fingerprint
+
+Config = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Experiment:
+  """The objects that a config stands for.
+
+  Attributes:
+    problem: the bilevel problem.
+    step_fn: one outer step, `state -> (state, metrics)`; pure.
+    init_state: makes the state before the first outer step.
+    evaluate: `(params, model_state) -> metrics` on the task's held-out data.
+    make_model: `(params, model_state) -> nnx.Module` in evaluation mode.
+    meta_tx: the outer optimizer.
+    estimator: how a window is differentiated.
+    initial: initial value of every learned hyperparameter, by group label
+      where there are groups.
+  """
+
+  problem: problem_lib.Problem
+  step_fn: outer.StepFn
+  init_state: Callable[[], state_lib.MetaTrainState]
+  evaluate: evaluate.EvaluateFn
+  make_model: Callable[[Any, Any], nnx.Module]
+  meta_tx: optax.GradientTransformation
+  estimator: meta_gradient.Estimator
+  initial: dict[str, Any]
+
+
+def build(config: Config) -> Experiment:
+  """Builds everything that `config` names.
+
+  Args:
+    config: resolved, as `config.resolve` returns it.
+
+  Returns:
+    The run's objects. They draw random numbers when made and used, so hold
+    `randomness(config)` around both.
+
+  Raises:
+    ConfigError: for a class that cannot be imported, or arguments that it or
+      optax refuses.
+  """
+  task = build_task(config)
+  split = functional.split(build_model(config))
+  problem, initial = _build_problem(config, task, split)
+  meta_tx = build_optimizers.build_meta_tx(config)
+  build_optimizers.check_update(
+    'meta.optimizer',
+    config['meta']['optimizer'],
+    meta_tx,
+    jax.tree.map(jnp.zeros_like, initial),
+  )
+  estimator = _build_estimator(config)
+  return Experiment(
+    problem=problem,
+    step_fn=_make_step_fn(
+      problem, meta_tx, estimator, _summarizer(task, split)
+    ),
+    init_state=lambda: _unshared(
+      outer.init_state(
+        problem,
+        **_first_values(config, task, split),
+        hyperparams=initial,
+        meta_tx=meta_tx,
+        estimator=estimator,
+      )
+    ),
+    evaluate=evaluate.make_evaluate(
+      functional.make_loss_fn(split.eval, task.loss), _eval_batches(task)
+    ),
+    make_model=split.eval.merge,
+    meta_tx=meta_tx,
+    estimator=estimator,
+    initial=initial,
+  )
+
+
+def _first_values(
+  config: Config, task: tasks.Task, split: functional.Split
+) -> dict[str, Any]:
+  """What the model and the task bring into the first state."""
+  values = {
+    'params': split.params,
+    'model_state': split.model_state,
+    'data_state': task.init(jax.random.key(config['seed'])),
+  }
+  fingerprint.check_savable(values, config)
+  return values
+
+
+def _build_problem(
+  config: Config, task: tasks.Task, split: functional.Split
+) -> tuple[problem_lib.Problem, dict[str, Any]]:
+  """The bilevel problem, and the initial value of what it learns."""
+  factory = lookup.find_factory('inner.optimizer', config['inner']['optimizer'])
+  labels = build_optimizers.build_labels(config, split.params)
+  initial = build_optimizers.initial_hyperparams(config, factory, labels)
+  problem = problem_lib.Problem(
+    loss_fn=functional.make_loss_fn(split.train, task.loss),
+    meta_loss_fn=functional.make_loss_fn(split.meta, task.loss),
+    next_batch=task.next,
+    next_meta_batch=getattr(task, 'next_meta', task.next),
+    tx=build_optimizers.build_tx(config, factory, labels),
+    bijections=config['meta']['learned'],
+    unroll_length=config['meta']['unroll_length'],
+    labels=labels,
+  )
+  build_optimizers.check_update(
+    'inner.kwargs', config['inner']['optimizer'], problem.tx, split.params
+  )
+  return problem, initial
+
+
+def randomness(config: Config) -> contextlib.AbstractContextManager:
+  """Context in which the run draws its random numbers."""
+  return jax.threefry_partitionable(config['threefry_partitionable'])
+
+
+def build_task(config: Config) -> tasks.Task:
+  """The task that a config names."""
+  section = config['task']
+  cls = lookup.find_class('task.name', section['name'], tasks.TASKS)
+  accepted = lookup.signature_of(cls).parameters
+  open_ended = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
+  arguments = lookup.as_tuples(section['kwargs'])
+  if 'batch_size' in accepted or open_ended:
+    arguments['batch_size'] = section['batch_size']
+  if section['path']:
+    arguments['path'] = section['path']
+  task = lookup.construct('task.kwargs', cls, arguments)
+  missing = [m for m in ('init', 'next', 'loss') if not hasattr(task, m)]
+  if missing:
+    raise errors.ConfigError(
+      f'task.name={section["name"]}: has no method {missing[0]}; derive it '
+      f'from metalr_flax.tasks.Task'
+    )
+  return task
+
+
+def build_model(config: Config) -> nnx.Module:
+  """The model that a config names, with its initial weights."""
+  section = config['model']
+  cls = lookup.find_class('model.name', section['name'], models.MODELS)
+  arguments = {
+    **lookup.as_tuples(section['kwargs']),
+    'rngs': nnx.Rngs(config['seed']),
+  }
+  model = lookup.construct('model.kwargs', cls, arguments)
+  if not isinstance(model, nnx.Module):
+    raise errors.ConfigError(
+      f'model.name={section["name"]}: is not a flax.nnx.Module; derive it from '
+      f'nnx.Module'
+    )
+  return model
+
+
+def _build_estimator(config: Config) -> meta_gradient.Estimator:
+  section = config['meta']
+  return meta_gradient.Estimator(
+    kind=section['estimator'],
+    remat=section['remat'],
+    curvature=section['curvature'],
+    subsample=section['subsample'],
+    discount=section['discount'],
+    objective=section['objective'],
+  )
+
+
+def _make_step_fn(
+  problem: problem_lib.Problem,
+  meta_tx: optax.GradientTransformation,
+  estimator: meta_gradient.Estimator,
+  summarize: Callable[[state_lib.MetaTrainState], dict[str, jax.Array]],
+) -> outer.StepFn:
+  step = functools.partial(
+    outer.outer_step, problem=problem, meta_tx=meta_tx, estimator=estimator
+  )
+
+  def step_fn(
+    state: state_lib.MetaTrainState,
+  ) -> tuple[state_lib.MetaTrainState, inner.Metrics]:
+    state, metrics = step(state)
+    return state, {**metrics, **summarize(state)}
+
+  return step_fn
+
+
+def _unshared(state: state_lib.MetaTrainState) -> state_lib.MetaTrainState:
+  """Copies of all arrays: a state is donated, and no array may be twice.
+
+  Strongly typed, as a restored state is: the bits must not depend on whether a
+  run was resumed.
+  """
+  return jax.tree.map(_strong_copy, state)
+
+
+def _strong_copy(leaf: jax.Array) -> jax.Array:
+  leaf = jnp.copy(leaf)
+  if jnp.issubdtype(leaf.dtype, jax.dtypes.extended):
+    return leaf
+  return jax.lax.convert_element_type(leaf, leaf.dtype)
+
+
+def _summarizer(task: tasks.Task, split: functional.Split) -> Callable:
+  def summarize(state: state_lib.MetaTrainState) -> dict[str, jax.Array]:
+    if not hasattr(task, 'summarize'):
+      return {}
+    model = split.eval.merge(state.params, state.model_state)
+    values = task.summarize(model)
+    return {f'params/{name}': value for name, value in values.items()}
+
+  return summarize
+
+
+def _eval_batches(task: tasks.Task) -> Any:
+  return task.eval_batches() if hasattr(task, 'eval_batches') else ()

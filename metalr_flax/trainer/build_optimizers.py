@@ -1,0 +1,117 @@
+"""The inner and outer optimizers of a config, their arguments checked."""
+
+from collections.abc import Callable, Mapping
+import inspect
+from typing import Any
+
+import jax
+import optax
+
+from metalr_flax import errors
+from metalr_flax.config import check
+from metalr_flax.engine import optimizers
+from metalr_flax.trainer import lookup
+
+Config = Mapping[str, Any]
+
+
+def initial_hyperparams(
+  config: Config, factory: Callable, labels: Any
+) -> dict[str, Any]:
+  """Where each learned hyperparameter starts: the config or its default.
+
+  Raises:
+    ConfigError: for one that the optimizer does not have or that is no float.
+  """
+  section = config['inner']
+  parameters = inspect.signature(factory).parameters
+  given = {**section['kwargs'], 'learning_rate': section['learning_rate']}
+  initial: dict[str, Any] = {}
+  for name, kind in config['meta']['learned'].items():
+    if name not in parameters:
+      raise errors.ConfigError(
+        f'meta.learned.{name}={kind}: {section["optimizer"]} has no such '
+        f'argument; {check.suggest(name, tuple(parameters))}'
+      )
+    value = given.get(name, parameters[name].default)
+    field = 'inner.' + ('' if name == 'learning_rate' else 'kwargs.') + name
+    check.check_initial(field, value, kind)
+    initial[name] = float(value)
+  if labels is None:
+    return initial
+  groups = sorted(set(jax.tree.leaves(labels)))
+  return {name: dict.fromkeys(groups, v) for name, v in initial.items()}
+
+
+def build_labels(config: Config, params: Any) -> Any:
+  """The group of each parameter, None where all are in one."""
+  groups = config['meta']['groups']
+  if not groups:
+    return None
+  if groups == 'per_leaf':
+    return optimizers.label_leaves(params)
+  labels = lookup.find('meta.groups', groups)(params)
+  names = jax.tree.leaves(labels)
+  same = str(jax.tree.structure(labels)) == str(jax.tree.structure(params))
+  if not same or not all(isinstance(name, str) for name in names):
+    raise errors.ConfigError(
+      f'meta.groups={groups}: must return a string for every parameter; make '
+      f'it with jax.tree_util.tree_map_with_path over params'
+    )
+  return labels
+
+
+def build_tx(
+  config: Config, factory: Callable, labels: Any
+) -> optax.GradientTransformation:
+  """The inner optimizer, what is learned of it in its state."""
+  section, learned = config['inner'], config['meta']['learned']
+  if 'learning_rate' in section['kwargs']:
+    raise errors.ConfigError(
+      'inner.kwargs.learning_rate: has a field of its own; set '
+      '--config.inner.learning_rate=...'
+    )
+  arguments = {
+    **lookup.as_tuples(section['kwargs']),
+    'learning_rate': section['learning_rate'],
+  }
+  lookup.check_arguments('inner.kwargs', factory, arguments)
+  if labels is None:
+    return optimizers.make_injected(factory, arguments, learned)
+  return optimizers.make_grouped(factory, arguments, learned, labels)
+
+
+def check_update(
+  field: str, name: str, tx: optax.GradientTransformation, params: Any
+) -> None:
+  """Traces one update: optax looks at its arguments' values only there.
+
+  Args:
+    field: the config field to blame.
+    name: the optimizer's name.
+    tx: the optimizer.
+    params: what it updates.
+  """
+
+  def update(params: Any) -> Any:
+    return tx.update(params, tx.init(params), params)
+
+  try:
+    jax.eval_shape(update, params)
+  except (
+    TypeError, ValueError, OverflowError, AttributeError, IndexError
+  ) as error:  # fmt: skip
+    first = errors.text_of(error).partition('\n')[0]
+    raise errors.ConfigError(
+      f'{field}: {name} refuses its arguments or the parameters '
+      f'({first}); change them or the optimizer'
+    ) from error
+
+
+def build_meta_tx(config: Config) -> optax.GradientTransformation:
+  """The outer optimizer over eta."""
+  section = config['meta']
+  factory = lookup.find_factory('meta.optimizer', section['optimizer'])
+  arguments = {'learning_rate': section['learning_rate']}
+  lookup.check_arguments('meta.optimizer', factory, arguments)
+  return factory(**arguments)

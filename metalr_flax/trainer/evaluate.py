@@ -1,0 +1,58 @@
+"""Evaluation of a model on data that it was never trained on."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from metalr_flax.engine import inner
+
+PyTree = Any
+# (params, model_state) -> metrics by name, still on the device.
+EvaluateFn = Callable[[PyTree, PyTree], inner.Metrics]
+
+
+def make_evaluate(
+  loss_fn: inner.LossFn, batches: Iterable[PyTree]
+) -> EvaluateFn:
+  """Makes the function that evaluates params on some fixed batches.
+
+  Args:
+    loss_fn: `(params, model_state, batch) -> (loss, (model_state, metrics))`
+      of the model in evaluation mode.
+    batches: the data; the size of a batch is its first array's length.
+
+  Returns:
+    `(params, model_state) -> metrics`: means over all examples by name, `loss`
+    among them, scalars; `{}` where there are no batches. The result is not
+    waited for.
+  """
+  batches = [jax.tree.map(jnp.asarray, batch) for batch in batches]
+  sizes = [_size(batch) for batch in batches]
+
+  @jax.jit
+  def evaluate_batch(
+    params: PyTree, model_state: PyTree, batch: PyTree
+  ) -> inner.Metrics:
+    loss, (_, metrics) = loss_fn(params, model_state, batch)
+    return {**metrics, 'loss': loss}
+
+  def evaluate(params: PyTree, model_state: PyTree) -> inner.Metrics:
+    if not batches:
+      return {}
+    results = [evaluate_batch(params, model_state, b) for b in batches]
+    if len(results) == 1:
+      return results[0]
+    weights = [size / sum(sizes) for size in sizes]
+    return jax.tree.map(
+      lambda *values: sum(w * v for w, v in zip(weights, values, strict=True)),
+      *results,
+    )
+
+  return evaluate
+
+
+def _size(batch: PyTree) -> int:
+  shape = jnp.shape(jax.tree.leaves(batch)[0])
+  return shape[0] if shape else 1

@@ -1,0 +1,111 @@
+"""From a checked config to a running loop.
+
+XLA compiles in one thread while another imports what the host loop needs:
+Orbax, CLU and matplotlib take nearly as long as the compiler.
+"""
+
+from collections.abc import Mapping
+import concurrent.futures
+import functools
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+
+from metalr_flax import errors
+from metalr_flax import interrupts
+from metalr_flax.config import schema
+from metalr_flax.engine import outer
+from metalr_flax.engine import state as state_lib
+from metalr_flax.trainer import build
+from metalr_flax.trainer import refusals
+
+MAX_ROWS = 1000  # metrics rows held on the device
+
+
+def run(
+  config: Mapping[str, Any],
+  workdir: pathlib.Path,
+  *,
+  command: str,
+  stop: interrupts.StopRequest,
+) -> None:
+  """Trains as `config` says, or goes on where `workdir` stopped.
+
+  Args:
+    config: resolved, as `config.resolve` returns it.
+    workdir: where everything is written; README.md lists its files.
+    command: the command without its workdir, for messages.
+    stop: true once a signal asked the run to stop.
+
+  Raises:
+    MetalrError: for each way of ending that is not the planned one; its
+      `status` is the exit status.
+  """
+  with (
+    build.randomness(config),
+    concurrent.futures.ThreadPoolExecutor(max_workers=1) as pool,
+  ):
+    experiment = build.build(config)
+    rows = max_rows(config)
+    state, lowered = _lower_checked(config, experiment, rows)
+    compiling = pool.submit(lowered.compile)
+    from metalr_flax import console
+    from metalr_flax.trainer import loop
+
+    console.set_up_logging()
+    loop.run(
+      loop.Run(
+        config=config,
+        workdir=workdir,
+        command=command,
+        experiment=experiment,
+        max_rows=rows,
+        outer_steps=compiling.result,
+        stop=stop,
+      ),
+      state,
+    )
+
+
+def _lower_checked(
+  config: Mapping[str, Any],
+  experiment: build.Experiment,
+  rows: int,
+) -> tuple[state_lib.MetaTrainState, jax.stages.Lowered]:
+  """The first state and the lowered chunk."""
+  if getattr(jax.config, 'jax_disable_jit'):  # noqa: B009  mypy knows it not
+    raise errors.ConfigError(
+      'JAX_DISABLE_JIT=1: training is one compiled program; unset it'
+    )
+  with refusals.tracing(config):
+    state = experiment.init_state()
+    return state, lower_chunk(experiment, state, rows)
+
+
+def max_rows(config: Mapping[str, Any]) -> int:
+  """The longest chunk: its end is at most a cadence away."""
+  return min(MAX_ROWS, *(config[name] for name in schema.CHUNK_ENDS))
+
+
+def lower_chunk(
+  experiment: build.Experiment, state: state_lib.MetaTrainState, rows: int
+) -> jax.stages.Lowered:
+  """The run's one executable, `(state, num_steps) -> (state, chunk)`.
+
+  The state given to it is donated: its arrays are gone afterwards.
+
+  Args:
+    experiment: the run's objects.
+    state: a state, for its shapes.
+    rows: the longest chunk it can do.
+
+  Returns:
+    The program, to be compiled.
+  """
+  outer_steps = functools.partial(
+    outer.outer_steps, step_fn=experiment.step_fn, max_steps=rows
+  )
+  jitted = jax.jit(outer_steps, donate_argnums=0)
+  return jitted.lower(state, np.int32(0))

@@ -1,0 +1,106 @@
+"""A finished run back in the hand: its model, its config, its schedule."""
+
+import pathlib
+from typing import Any
+
+from flax import nnx
+from ml_collections import config_dict
+import optax
+
+from metalr_flax import errors
+from metalr_flax.config import check
+from metalr_flax.engine import bijections
+from metalr_flax.trainer import build
+from metalr_flax.workdir import checkpoint
+from metalr_flax.workdir import folder
+from metalr_flax.workdir import metrics_csv
+from metalr_flax.workdir import schedule
+
+
+def load(
+  workdir: str | pathlib.Path,
+) -> tuple[nnx.Module, config_dict.ConfigDict, Any]:
+  """Loads what a run made from its workdir, which is only read.
+
+    model, config, schedule = metalr_flax.load('checkpoints/digits_mlp')
+    logits = model(images)
+    tx = optax.rmsprop(schedule)
+
+  A config may name the user's own classes; they are imported.
+
+  Args:
+    workdir: the folder of a run that has a checkpoint.
+
+  Returns:
+    The trained NNX module of the newest intact checkpoint in evaluation mode,
+    the run's config, and the learning rate's schedule by inner step: the
+    learned one, or the constant that the run had. Where each group learned its
+    own, a dict of schedules by group label.
+
+  Raises:
+    WorkdirError: where the folder is no workdir or has no checkpoint yet, or
+      its `metrics.csv` is not as the checkpoint recorded.
+    NoCheckpointError: where no checkpoint is intact.
+    ConfigError: where a class that its config names is not there any more.
+    StorageError: where the storage does not answer.
+  """
+  path = pathlib.Path(workdir)
+  config = _config(path)
+  with build.randomness(config):
+    experiment = build.build(config)
+    found = _find(path, experiment)
+    model = experiment.make_model(found.state.params, found.state.model_state)
+  return (
+    model,
+    config_dict.ConfigDict(config),
+    _learning_rate(path, config, experiment, found),
+  )
+
+
+def _config(path: pathlib.Path) -> dict[str, Any]:
+  """The config of a training run, all of its fields checked."""
+  config = folder.read_config(path)
+  try:
+    return check.resolve(config)
+  except errors.ConfigError as error:
+    raise errors.WorkdirError(
+      f'{path / folder.CONFIG}: not the config of a training run '
+      f'({error}); give the workdir of one'
+    ) from error
+
+
+def _find(path: pathlib.Path, experiment: build.Experiment) -> checkpoint.Found:
+  directory = path / folder.STATE
+  found = checkpoint.find_newest(directory, experiment.init_state())
+  if found is None:
+    raise errors.WorkdirError(
+      f'{directory}: no checkpoint yet; run the training first'
+    )
+  return found
+
+
+def _learning_rate(
+  path: pathlib.Path,
+  config: dict[str, Any],
+  experiment: build.Experiment,
+  found: checkpoint.Found,
+) -> Any:
+  """The schedule up to the checkpoint's step, also of a run not finished."""
+  if 'learning_rate' not in config['meta']['learned']:
+    return optax.constant_schedule(config['inner']['learning_rate'])
+  metrics = path / folder.METRICS
+  rows = metrics_csv.read(metrics, found.record)
+  keys = bijections.flatten(dict(experiment.initial), 'hyperparams')
+  missing = [key for key in keys if key not in rows]
+  if missing:
+    raise errors.WorkdirError(
+      f'{metrics}: has no column {missing[0]}; put the file back'
+    )
+  schedules = {
+    name.removeprefix('learning_rate').lstrip('/'): schedule.make_schedule(s)
+    for name, s in schedule.make_schedules(
+      experiment.initial, rows, config['meta']['unroll_length']
+    ).items()
+    if name.split('/')[0] == 'learning_rate'
+  }
+  return schedules.get('', schedules)

@@ -1,0 +1,226 @@
+"""The host loop: chunks of outer steps, and what is written between them.
+
+One chunk is one device call. While the device works on a chunk, the host writes
+the metrics of the one before. A chunk ends where the state is evaluated or
+saved, and early enough that a signal is answered soon; where it ends changes no
+bit of the result.
+"""
+
+from collections.abc import Callable, Mapping
+import dataclasses
+import functools
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from metalr_flax import console
+from metalr_flax import errors
+from metalr_flax import interrupts
+from metalr_flax.config import schema
+from metalr_flax.engine import outer
+from metalr_flax.engine import state as state_lib
+from metalr_flax.trainer import build
+from metalr_flax.trainer import recorder as recorder_lib
+from metalr_flax.workdir import checkpoint
+from metalr_flax.workdir import files
+from metalr_flax.workdir import folder
+from metalr_flax.workdir import saving
+
+_CHUNK_SECS = 1.0  # a signal waits about this long
+ChunkFn = Callable[..., tuple[state_lib.MetaTrainState, outer.Chunk]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+  """What a run works with.
+
+  Attributes:
+    config: resolved, as `config.resolve` returns it.
+    workdir: where everything is written; README.md lists its files.
+    command: the command without its workdir, for messages.
+    experiment: the objects that the config stands for.
+    max_rows: the longest chunk.
+    outer_steps: waits for, and returns, the run's one executable.
+    stop: true once a signal asked the run to stop.
+  """
+
+  config: Mapping[str, Any]
+  workdir: pathlib.Path
+  command: str
+  experiment: build.Experiment
+  max_rows: int
+  outer_steps: Callable[[], ChunkFn]
+  stop: interrupts.StopRequest
+
+  @property
+  def num_outer_steps(self) -> int:
+    """Outer steps of the whole run."""
+    return self.config['num_outer_steps']
+
+
+def run(run: Run, state: state_lib.MetaTrainState) -> None:
+  """Trains from `state`, or goes on where the workdir stopped.
+
+  Args:
+    run: what the run works with.
+    state: the state before the first outer step; donated.
+
+  Raises:
+    MetalrError: for each way of ending that is not the planned one; its
+      `status` is the exit status.
+  """
+  try:
+    files.retried(lambda: files.make_directory(run.workdir), run.workdir)
+    with folder.locked(run.workdir) as lock:
+      _run_locked(run, state, lock)
+  except OSError as error:
+    raise errors.StorageError(
+      f'{error.filename or run.workdir}: {error.strerror or error}; what was '
+      f'saved before is intact: mend the storage and run the same command'
+    ) from error
+
+
+def _run_locked(
+  run: Run, state: state_lib.MetaTrainState, lock: folder.Lock
+) -> None:
+  files.retried(
+    lambda: folder.check_config(run.workdir, run.config, run.command),
+    run.workdir,
+  )
+  directory = run.workdir / folder.STATE
+  found = checkpoint.find_newest(directory, state)
+  if found and _is_finished(run, found.step):
+    console.say(
+      f'already finished at outer step {found.step}; results in '
+      f'{run.workdir / folder.RESULTS}; a larger '
+      f'--config.num_outer_steps continues it'
+    )
+    return
+  if found:  # refused before anything is changed
+    check = functools.partial(recorder_lib.check, run.workdir, found.record)
+    files.retried(check, run.workdir)
+  files.write_json(run.workdir / folder.CONFIG, run.config)
+  files.retried(lambda: checkpoint.clean(directory, found), directory)
+  record = recorder_lib.EMPTY_RECORD
+  if found:
+    state, record = found.state, found.record
+  with (
+    saving.opened(directory, lock.check) as checkpoints,
+    recorder_lib.opened(
+      run.workdir, run.config, run.experiment, state, record
+    ) as recorder,
+  ):
+    recorder.greet(resumed=bool(found))
+    newest = found.step if found else None
+    save = _Saver(checkpoints, recorder, newest)
+    state = _loop(run, state, recorder, save)
+    lock.check()
+    recorder.finish(run.experiment.evaluate(state.params, state.model_state))
+
+
+def _is_finished(run: Run, step: int) -> bool:
+  try:
+    results = files.read_json(run.workdir / folder.RESULTS)
+    return results['outer_step'] == step == run.num_outer_steps
+  except (OSError, ValueError, KeyError, TypeError):
+    return False
+
+
+def _loop(
+  run: Run,
+  state: state_lib.MetaTrainState,
+  recorder: recorder_lib.Recorder,
+  save: '_Saver',
+) -> state_lib.MetaTrainState:
+  """Chunk after chunk until the run is done or a signal came."""
+  step = int(state.step)
+  outer_steps = run.outer_steps()
+  pace = _Pace(run)
+  pending = None
+  try:
+    while step < run.num_outer_steps and not run.stop:
+      count = pace.next_count(step)
+      state, chunk = outer_steps(state, np.int32(count))
+      end = step + count
+      evaluation = (
+        run.experiment.evaluate(state.params, state.model_state)
+        if end % run.config['eval_every'] == 0
+        else {}
+      )
+      if pending:  # while the device works on this chunk
+        pace.note(recorder.record(pending))
+      pending = recorder_lib.Pending(
+        first=step, chunk=chunk, evaluation=evaluation
+      )
+      step = end
+      if step % run.config['checkpoint_every'] == 0:
+        recorder.record(pending)
+        pending = None
+        save(state)
+    if pending:
+      recorder.record(pending)
+  except errors.DivergedError as error:
+    # `state` is that before the step rejected, whatever was asked for since.
+    try:
+      good = run.workdir / folder.STATE / str(save.last(state))
+    except errors.StorageError as storage_error:
+      raise errors.StorageError(f'{error}; and {storage_error}') from error
+    raise errors.DivergedError(
+      f'{error}; the last good checkpoint is {good}; lower '
+      f'inner.learning_rate or meta.learning_rate in a new --workdir='
+    ) from error
+  save.last(state)
+  if run.stop and step < run.num_outer_steps:
+    raise errors.Interrupted(
+      f'{run.stop.name} at outer step {step}, state saved in {run.workdir}; '
+      f'run the same command to go on'
+    )
+  return state
+
+
+class _Saver:
+  """Saves a state with the rows and events that lead to it, each step once."""
+
+  def __init__(
+    self,
+    checkpoints: saving.Checkpoints,
+    recorder: recorder_lib.Recorder,
+    newest: int | None,
+  ):
+    self._checkpoints = checkpoints
+    self._recorder = recorder
+    self._newest = newest
+
+  def __call__(self, state: state_lib.MetaTrainState) -> None:
+    """Starts to save a state that is not there yet; waits for the device."""
+    step = int(state.step)
+    if step != self._newest:
+      self._checkpoints.save(state, self._recorder.flush())
+      self._newest = step
+
+  def last(self, state: state_lib.MetaTrainState) -> int:
+    """Saves a run's last state; returns its step when all is on the disk."""
+    self(state)
+    self._checkpoints.wait()
+    return int(state.step)
+
+
+class _Pace:
+  """How long the next chunk is: to the next cadence, but never too long."""
+
+  def __init__(self, run: Run):
+    self._run = run
+    self._limit = 1
+
+  def next_count(self, step: int) -> int:
+    """Outer steps in the chunk that starts at `step`."""
+    cadences = [self._run.config[name] for name in schema.CHUNK_ENDS]
+    to_cadence = min(every - step % every for every in cadences)
+    to_end = self._run.num_outer_steps - step
+    return min(self._limit, to_cadence, to_end)
+
+  def note(self, steps_per_sec: float) -> None:
+    """Adapts to the rate measured: grows by doubling, up to the most."""
+    affordable = int(steps_per_sec * _CHUNK_SECS)
+    self._limit = max(1, min(2 * self._limit, affordable, self._run.max_rows))

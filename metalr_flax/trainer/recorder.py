@@ -1,0 +1,288 @@
+"""Everything that a run writes as it goes: rows, events and lines."""
+
+from collections.abc import Iterator, Mapping
+import contextlib
+import dataclasses
+import json
+import math
+import pathlib
+import shlex
+import time
+from typing import Any
+
+import jax
+
+from metalr_flax import console
+from metalr_flax import errors
+from metalr_flax.config import schema
+from metalr_flax.engine import bijections
+from metalr_flax.engine import inner
+from metalr_flax.engine import outer
+from metalr_flax.engine import state as state_lib
+from metalr_flax.trainer import build
+from metalr_flax.workdir import events
+from metalr_flax.workdir import folder
+from metalr_flax.workdir import metrics_csv
+from metalr_flax.workdir import report
+
+RATE = 'perf/outer_steps_per_sec'
+# Before the first checkpoint there is nothing to keep.
+EMPTY_RECORD: dict[str, Any] = {'metrics_size': 0, 'event_sizes': {}}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pending:
+  """A chunk whose metrics are still on the device.
+
+  Attributes:
+    first: outer steps done before it.
+    chunk: its record.
+    evaluation: metrics of the state after it, `{}` if that was not evaluated.
+  """
+
+  first: int
+  chunk: outer.Chunk
+  evaluation: inner.Metrics
+
+
+@contextlib.contextmanager
+def opened(
+  workdir: pathlib.Path,
+  config: Mapping[str, Any],
+  experiment: build.Experiment,
+  state: state_lib.MetaTrainState,
+  record: Mapping[str, Any],
+) -> Iterator['Recorder']:
+  """A recorder that goes on where a checkpoint's record says.
+
+  Args:
+    workdir: the run's folder.
+    config: the resolved config.
+    experiment: the run's objects.
+    state: the state the run goes on from.
+    record: what `Recorder.flush` returned for that state's checkpoint.
+  """
+  keys = _metric_keys(experiment, state)
+  path = workdir / folder.METRICS
+  with metrics_csv.MetricsFile(path, keys, record) as metrics:
+    events.cut_events(workdir, record['event_sizes'])
+    writer = events.make_writer(workdir, int(state.step))
+    try:
+      yield Recorder(workdir, config, experiment, state, metrics, writer)
+    finally:
+      writer.close()
+
+
+def check(workdir: pathlib.Path, record: Mapping[str, Any]) -> None:
+  """Refuses a checkpoint's record that does not fit what is in the workdir.
+
+  Raises:
+    WorkdirError: saying what does not.
+  """
+  metrics_csv.check(workdir / folder.METRICS, record)
+  sizes = record.get('event_sizes')
+  if not isinstance(sizes, dict) or not all(
+    isinstance(size, int) for size in sizes.values()
+  ):
+    raise errors.WorkdirError(
+      f'{workdir}: its checkpoint lacks the sizes of the event files; bring '
+      f'back a copy of the checkpoint, or choose another --workdir='
+    )
+
+
+class Recorder:
+  """Writes a run's metrics to every place that shows them."""
+
+  def __init__(
+    self,
+    workdir: pathlib.Path,
+    config: Mapping[str, Any],
+    experiment: build.Experiment,
+    state: state_lib.MetaTrainState,
+    metrics: metrics_csv.MetricsFile,
+    writer: events.metric_writers.MetricWriter,
+  ):
+    self._workdir = workdir
+    self._config = config
+    self._experiment = experiment
+    self._params = events.overview(state.params)
+    self._metrics = metrics
+    self._writer = writer
+    self._first = int(state.step)
+    total = config['num_outer_steps']
+    self._line = console.Progress(self._first, total)
+    self._progress = events.ReportProgress(
+      num_train_steps=total, every_secs=30.0
+    )
+    self._progress(self._first)
+    self._noted = time.monotonic()
+    # What the next window uses, for the message where it fails.
+    self._learned = bijections.flatten(
+      bijections.constrain(state.eta, experiment.problem.bijections),
+      'hyperparams',
+    )
+
+  def greet(self, *, resumed: bool) -> None:
+    """Says what is about to happen and notes the config of this start."""
+    console.say(self._params)
+    console.say(f'devices: {", ".join(str(d) for d in jax.devices())}')
+    text = json.dumps(self._config, indent=2)
+    self._writer.write_texts(self._first, {'config': f'```json\n{text}\n```'})
+    if resumed:
+      console.say(f'resuming from outer step {self._first} in {self._workdir}')
+      return
+    self._writer.write_hparams(_hparams(self._config))
+    console.say(f'starting in {self._workdir}')
+
+  def record(self, pending: Pending) -> float:
+    """Writes a chunk's rows, waiting for the device to have done it.
+
+    Returns:
+      The chunk's outer steps per second.
+
+    Raises:
+      DivergedError: where a step of it was not finite; the rows before that
+        step are written.
+    """
+    chunk = jax.device_get(pending.chunk)
+    now = time.monotonic()
+    rate = int(chunk.count) / max(now - self._noted, 1e-9)
+    self._noted = now
+    good = int(chunk.count) - (not chunk.finite)
+    rows = self._rows(pending.first, good, chunk.rows, rate)
+    if chunk.finite and pending.evaluation:
+      rows[-1] |= {
+        f'eval/{name}': float(value)
+        for name, value in jax.device_get(pending.evaluation).items()
+      }
+    self._metrics.append(rows)
+    self._log(rows)
+    if rows:
+      self._learned = {key: rows[-1][key] for key in self._learned}
+    if not chunk.finite:
+      raise self._diverged(pending.first + good + 1, chunk, good)
+    return rate
+
+  def flush(self) -> dict[str, Any]:
+    """Hands all that is written to the system; a checkpoint's record of it."""
+    self._writer.flush()
+    return {
+      **self._metrics.flush(),
+      'event_sizes': events.event_sizes(self._workdir),
+    }
+
+  def finish(self, evaluation: inner.Metrics) -> None:
+    """Writes the results, the schedule and the plot, and says where."""
+    self._metrics.flush()
+    values = {f'eval/{n}': float(v) for n, v in evaluation.items()}
+    columns, picture = report.write_learned(
+      self._workdir, self._config, self._experiment.initial
+    )
+    step = self._config['num_outer_steps']
+    self._writer.write_images(step, {'plots/learning_rate': picture})
+    self._writer.flush()
+    # Last: with its results a run counts as finished.
+    results = report.write_results(self._workdir, columns, values)
+    shown = '  '.join(
+      f'{k} nan' if v is None else f'{k} {v:.6g}' for k, v in results.items()
+    )
+    console.say(f'done: {shown}')
+    logdir = _logdir(self._workdir)
+    console.say(
+      f'everything is in {self._workdir}: {folder.METRICS}, '
+      f'{folder.RESULTS}, {folder.SCHEDULE}, {folder.PLOT}\n'
+      f'look at it: tensorboard --logdir={shlex.quote(str(logdir))} '
+      f'--host=localhost'
+    )
+
+  def _rows(
+    self, first: int, count: int, columns: Mapping[str, Any], rate: float
+  ) -> list[dict[str, float]]:
+    unroll_length = self._config['meta']['unroll_length']
+    rows = []
+    for i in range(count):
+      step = first + i + 1
+      values = {key: float(column[i]) for key, column in columns.items()}
+      places = {'outer_step': step, 'inner_step': step * unroll_length}
+      rows.append({**places, **values, RATE: rate})
+    return rows
+
+  def _log(self, rows: list[dict[str, float]]) -> None:
+    every = self._config['log_every']
+    for row in rows:
+      step = int(row['outer_step'])
+      scalars = {k: v for k, v in row.items() if '/' in k}
+      evaluated = {k: v for k, v in scalars.items() if k.startswith('eval/')}
+      logged = scalars if step % every == 0 else evaluated
+      if logged:
+        self._writer.write_scalars(step, logged)
+    if rows:
+      self._line(int(rows[-1]['outer_step']), rows[-1])
+      self._progress(int(rows[-1]['outer_step']))
+
+  def _diverged(
+    self, step: int, chunk: outer.Chunk, row: int
+  ) -> errors.DivergedError:
+    parts = ', '.join(n for n, finite in chunk.parts.items() if not finite)
+    values = ', '.join(
+      f'{key} {column[row]:g}'
+      for key, column in chunk.rows.items()
+      if key not in self._learned
+    )
+    used = ', '.join(
+      f'{key.partition("/")[2]} {float(value):g} (eta {self._eta(key):g})'
+      for key, value in self._learned.items()
+    )
+    return errors.DivergedError(
+      f'outer step {step}: not finite in {parts} ({values}) with {used}'
+    )
+
+  def _eta(self, key: str) -> float:
+    """The eta of a learned value that has the metric key `key`."""
+    name = key.split('/')[1]
+    spec = self._experiment.problem.bijections[name]
+    inverse = bijections.make_bijection(spec).unconstrain
+    try:
+      return inverse(float(self._learned[key]))
+    except (ValueError, ZeroDivisionError):
+      return math.inf  # rounded to an end of its range
+
+
+def _metric_keys(
+  experiment: build.Experiment, state: state_lib.MetaTrainState
+) -> list[str]:
+  _, metrics = jax.eval_shape(experiment.step_fn, state)
+  evaluation = jax.eval_shape(
+    experiment.evaluate, state.params, state.model_state
+  )
+  blank = {'meta/loss', 'meta/grad_norm'}  # columns of every estimator
+  return [*({*metrics} | blank), *(f'eval/{name}' for name in evaluation), RATE]
+
+
+def _logdir(workdir: pathlib.Path) -> pathlib.Path:
+  """The folder to show in TensorBoard.
+
+  Given a folder of runs it names each and lists their metrics beside their
+  hyperparameters; it does neither for a run's own folder.
+  """
+  runs = workdir.parent
+  return runs if runs.name == 'checkpoints' else workdir
+
+
+def _hparams(config: Mapping[str, Any]) -> dict[str, Any]:
+  """The config's values by dotted name; what is no number is its text.
+
+  TensorBoard keeps the first ones that a run writes: what a resumed run may
+  change is left out.
+  """
+  may_change = {'num_outer_steps', *schema.CADENCES}
+  return dict(_leaves({k: v for k, v in config.items() if k not in may_change}))
+
+
+def _leaves(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+  for key, value in config.items():
+    if isinstance(value, Mapping):
+      yield from ((f'{key}.{name}', leaf) for name, leaf in _leaves(value))
+    else:
+      plain = isinstance(value, (bool, int, float, str))
+      yield key, value if plain else json.dumps(value)

@@ -1,0 +1,1 @@
+"""The drop-in: an optax transformation that learns hyperparameters."""

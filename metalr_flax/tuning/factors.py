@@ -1,0 +1,214 @@
+"""Hyperparameters as what the user set times a learned factor, exp(eta)."""
+
+from collections.abc import Iterable, Mapping
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from metalr_flax.engine import optimizers
+
+PyTree = Any
+KINDS = ('log', 'one_minus_log')
+# What optax calls its decay rates.
+DECAY_RATES = frozenset(
+  {'b1', 'b2', 'b3', 'beta', 'decay', 'decay_rate', 'momentum', 'rho'}
+)
+LEAST = 1e-6  # of a decay rate, and of 1 minus it
+# Of any other hyperparameter.
+SMALLEST, LARGEST = 1e-30, 1e30
+# Of the updates so far: what a decay rate may remember. Longer, and the slope
+# speaks of a momentum that was never seen at work.
+MEMORY_SHARE = 0.05
+# By name; by group label below it where there are groups.
+Values = dict[str, Any]
+
+
+def with_kinds(
+  learned: Mapping[str, str] | Iterable[str] | None,
+) -> dict[str, str]:
+  """Hyperparameters to learn, each with its kind.
+
+  Args:
+    learned: kinds by name; or names alone, of which those that optax gives to
+      decay rates get 'one_minus_log' and all others 'log'; or None for the
+      learning rate.
+
+  Raises:
+    ValueError: where it is neither, or there is no such kind.
+  """
+  if learned is None:
+    learned = ['learning_rate']
+  listed = isinstance(learned, Iterable) and not isinstance(learned, str)
+  names = list(learned) if listed else []
+  if not listed or not all(isinstance(name, str) for name in names):
+    raise ValueError(
+      f"self_tuning: learned={learned!r}: must be names, e.g. ['learning_rate']"
+      f", or kinds by name, e.g. {{'learning_rate': 'log'}}"
+    )
+  if not isinstance(learned, Mapping):
+    return {name: KINDS[name in DECAY_RATES] for name in names}
+  for name, kind in learned.items():
+    if kind not in KINDS:
+      raise ValueError(
+        f'self_tuning: learned[{name!r}]={kind!r}: must be one of {KINDS}'
+      )
+  return dict(learned)
+
+
+def find_base(
+  opt_state: optax.OptState, learned: Mapping[str, str], labels: PyTree | None
+) -> Values:
+  """Each learned hyperparameter as the user set it, read from the state.
+
+  Raises:
+    ValueError: for one that is not injected, is a schedule, or is held in less
+      than float32.
+  """
+  if labels is None:
+    known = optimizers.find_hyperparams(opt_state)
+    return {name: _base(name, kind, known) for name, kind in learned.items()}
+  groups = {
+    group: optimizers.find_hyperparams(opt_state, group)
+    for group in sorted(set(jax.tree.leaves(labels)))
+  }
+  # A group without any is frozen.
+  groups = {group: known for group, known in groups.items() if known}
+  return {
+    name: {group: _base(name, kind, known) for group, known in groups.items()}
+    for name, kind in learned.items()
+  }
+
+
+def expand_labels(labels: Any, params: PyTree) -> PyTree | None:
+  """The group of each parameter.
+
+  Args:
+    labels: names in a tree of params' structure or a prefix of it, a function
+      from params to one, or None.
+    params: of any structure; with `optax.lookahead` labels are those of the
+      fast ones, and the slow ones have the same.
+  """
+  if labels is None or not jax.tree.leaves(params):
+    return None
+  if isinstance(params, optax.LookaheadParams):
+    fast = expand_labels(labels, params.fast)
+    return optax.LookaheadParams(fast=fast, slow=fast)
+  names = labels(params) if callable(labels) else labels
+  try:  # a label above several parameters is that of all of them
+    return jax.tree.map(
+      lambda name, below: jax.tree.map(lambda _: name, below), names, params
+    )
+  except ValueError as error:
+    raise ValueError(
+      f"self_tuning: labels: must be a tree of params' structure, or a "
+      f'function that makes one of them ({str(error).splitlines()[0]})'
+    ) from error
+
+
+def named(opt_state: optax.OptState, base: Values) -> Values:
+  """A state's hyperparameters, `<name>/<label>` where `base` has groups."""
+  groups = next((list(v) for v in base.values() if isinstance(v, dict)), [])
+  if not groups:
+    return optimizers.find_hyperparams(opt_state)
+  return {
+    f'{name}/{group}': value
+    for group in groups
+    for name, value in optimizers.find_hyperparams(opt_state, group).items()
+  }
+
+
+def constrain(base: Values, eta: Values, learned: Mapping[str, str]) -> Values:
+  """The user's values, each with its factor exp(eta)."""
+  return {
+    name: jax.tree.map(
+      lambda b, e, kind=kind: _CONSTRAIN[kind](b, e).astype(b.dtype),
+      base[name],
+      eta[name],
+    )
+    for name, kind in learned.items()
+  }
+
+
+def clip(
+  eta: Values,
+  base: Values,
+  learned: Mapping[str, str],
+  age: jax.typing.ArrayLike,
+) -> Values:
+  """Keeps eta where its hyperparameter can still move.
+
+  Args:
+    eta: logarithms of the factors.
+    base: what the user set.
+    learned: the kind of each.
+    age: updates done, a scalar. A decay rate d remembers 1 / (1 - d) updates:
+      at most a share of them, or as many as the user set if that is more.
+  """
+
+  def within(kind: str, e: jax.Array, b: jax.Array) -> jax.Array:
+    return jnp.clip(e, *_range(kind, b, age)).astype(e.dtype)
+
+  return {
+    name: jax.tree.map(functools.partial(within, kind), eta[name], base[name])
+    for name, kind in learned.items()
+  }
+
+
+def _range(
+  kind: str, base: jax.Array, age: jax.typing.ArrayLike
+) -> tuple[jax.Array, jax.Array]:
+  """The least and the largest eta."""
+  base = base.astype(jnp.promote_types(base.dtype, jnp.float32))
+  if kind == 'log':
+    return jnp.log(SMALLEST) - jnp.log(base), jnp.log(LARGEST) - jnp.log(base)
+  forgets = jnp.maximum(1 / (MEMORY_SHARE * age + 1), LEAST)
+  return (
+    jnp.log(jnp.minimum(1, forgets / (1 - base))),
+    jnp.log1p(-LEAST) - jnp.log(1 - base),
+  )
+
+
+def _times(base: jax.Array, eta: jax.Array) -> jax.Array:
+  return base * jnp.exp(eta)
+
+
+def _decay(base: jax.Array, eta: jax.Array) -> jax.Array:
+  return 1 - (1 - base) * jnp.exp(eta)
+
+
+_CONSTRAIN = dict(zip(KINDS, (_times, _decay), strict=True))
+
+
+def _base(name: str, kind: str, known: Mapping[str, Any]) -> jax.Array:
+  """One of the user's values, a copy, checked as far as it is known."""
+  if name not in known:
+    raise ValueError(
+      f'self_tuning: {name!r} is not among the injected hyperparameters '
+      f'({", ".join(sorted(known)) or "none"}) or is a schedule; wrap the '
+      f'optimizer in optax.inject_hyperparams with numbers, and give a '
+      f'schedule as self_tuning(schedule=)'
+    )
+  value = jnp.array(known[name])
+  if value.ndim or not jnp.issubdtype(value.dtype, jnp.floating):
+    raise ValueError(
+      f'self_tuning: {name!r} is {value.dtype}{list(value.shape)}: must be one '
+      f'floating-point number; where the parameters are complex give '
+      f'optax.inject_hyperparams(..., hyperparam_dtype=jnp.float32)'
+    )
+  if jnp.finfo(value.dtype).bits < 32:
+    raise ValueError(
+      f'self_tuning: {name!r} is held in {value.dtype} as the parameters are, '
+      f'where a decay rate of 0.999 is 1; give '
+      f'optax.inject_hyperparams(..., hyperparam_dtype=jnp.float32)'
+    )
+  known_now = not isinstance(value, jax.core.Tracer)
+  low, high = (0, jnp.inf) if kind == 'log' else (-jnp.inf, 1)
+  if known_now and not low < value < high:
+    rule = 'above 0' if kind == 'log' else 'below 1'
+    raise ValueError(
+      f'self_tuning: {name}={value}: must be {rule} to be learned'
+    )
+  return value

@@ -1,0 +1,1 @@
+"""All that a run has on the disk: checkpoints, metrics, plots, and its lock."""

@@ -1,0 +1,271 @@
+"""The workdir: who may write in it, and for which config.
+
+One writer at a time, held by an advisory lock on the directory itself: no lock
+file to be left behind, and the system drops the lock of a killed run. Readers
+never take it.
+"""
+
+from collections.abc import Iterator, Mapping
+import contextlib
+import errno
+import fcntl
+import os
+import pathlib
+import shlex
+import tempfile
+import time
+from typing import Any
+
+from absl import logging
+
+from metalr_flax import errors
+from metalr_flax.config import check as check_lib
+from metalr_flax.config import schema
+from metalr_flax.workdir import files
+
+CONFIG = 'config.json'
+METRICS = 'metrics.csv'
+RESULTS = 'results.json'
+SCHEDULE = 'schedule.json'
+STATE = 'state'
+PLOT = 'plots/learning_rate.png'
+_PROBE = '.probe'
+# Faults of the storage itself, no property of the path: they may pass.
+_PASSING = (
+  errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE,
+  errno.ENFILE, errno.ESTALE, errno.EINTR, errno.ETIMEDOUT, errno.ENOMEM,
+)  # fmt: skip
+
+
+def check_writable(path: pathlib.Path) -> None:
+  """Refuses a workdir that could not be written, leaving nothing behind.
+
+  Raises:
+    ConfigError: naming the directory and the system's reason.
+    OSError: where the storage does not answer.
+  """
+  existing = path
+  while not os.path.lexists(existing) and existing != existing.parent:
+    existing = existing.parent
+  try:
+    _check_name(path)
+    os.rmdir(tempfile.mkdtemp(prefix=_PROBE, dir=existing))
+    missing = [existing / n for n in path.parts[len(existing.parts) :]]
+    # One may be too long, or hold a NUL; Orbax adds about 130 letters.
+    for name in (path, *missing, path / STATE / ('x' * 200)):
+      with contextlib.suppress(FileNotFoundError):
+        os.lstat(name)
+  except (OSError, ValueError) as error:
+    if isinstance(error, OSError) and error.errno in _PASSING:
+      raise
+    reason = (isinstance(error, OSError) and error.strerror) or error
+    raise _unwritable(path, f'{existing}: {reason}') from error
+
+
+def _check_name(path: pathlib.Path) -> None:
+  """Refuses names that Orbax and TensorStore write somewhere else, or nowhere.
+
+  Raises:
+    ValueError: saying which.
+  """
+  str(path).encode()  # they take no other
+  for name in pathlib.Path(os.path.realpath(path)).parts:
+    if '\\' in name or name.endswith(('gs:', '.__lock')):
+      raise ValueError(
+        rf'Orbax saves nothing below a folder {name}: its name has a \ in it '
+        f'or ends with gs: or .__lock'
+      )
+
+
+def _unwritable(path: pathlib.Path, reason: str) -> errors.ConfigError:
+  return errors.ConfigError.of(
+    'workdir',
+    path,
+    f'cannot be written ({reason})',
+    'choose another --workdir=',
+  )
+
+
+class Lock:
+  """The lock of a workdir that is held, on the directory as it was then."""
+
+  def __init__(self, directory: int, path: pathlib.Path):
+    self._directory = directory
+    self._path = path
+
+  def check(self) -> None:
+    """Refuses to go on in a directory that is not the one locked.
+
+    Whoever removes a workdir and starts another run under its name would find
+    the first run's checkpoints among its own.
+
+    Raises:
+      StorageError: where the path leads elsewhere by now, or nowhere.
+    """
+    if not files.retried(self._is_there, self._path):
+      raise errors.StorageError(
+        f'{self._path}: was removed or replaced under this run; run the same '
+        f'command again to start anew'
+      )
+
+  def _is_there(self) -> bool:
+    try:
+      found = os.stat(self._path)
+    except (FileNotFoundError, NotADirectoryError):
+      return False
+    return os.path.samestat(os.fstat(self._directory), found)
+
+
+@contextlib.contextmanager
+def locked(path: pathlib.Path) -> Iterator[Lock]:
+  """Holds the lock of an existing workdir.
+
+  Raises:
+    WorkdirError: where another run holds it.
+  """
+  directory = files.retried(lambda: os.open(path, os.O_RDONLY), path)
+  try:
+    _lock(directory, path)
+    lock = Lock(directory, path)
+    lock.check()  # it may have gone between the two steps
+    yield lock
+  finally:
+    os.close(directory)  # which also drops the lock
+
+
+def _lock(directory: int, path: pathlib.Path) -> None:
+  try:
+    try:
+      fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:  # somebody may only have looked, see _check_free
+      time.sleep(0.1)
+      fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except OSError as error:
+    if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+      raise errors.WorkdirError(
+        f'workdir={path}: in use by another run; wait for it, or choose '
+        f'another --workdir='
+      ) from error
+    logging.warning('%s: no locks on this file system (%s)', path, error)
+
+
+def check(path: pathlib.Path, config: Mapping[str, Any], command: str) -> None:
+  """All that can be said of a workdir before the run; see `check_config`.
+
+  Raises:
+    ConfigError: where it cannot be written.
+    WorkdirError: where it is not this run's, or in use.
+    StorageError: where a run is there and the storage does not answer.
+  """
+  _check_temporary()
+  try:
+    files.retried(lambda: check_writable(path), path)
+    files.retried(lambda: check_config(path, config, command), path)
+    _check_free(path)
+  except OSError as error:
+    if not os.path.lexists(path / CONFIG):  # no run is there yet
+      raise _unwritable(path, error.strerror or str(error)) from error
+    raise errors.StorageError(
+      f'{error.filename or path}: {error.strerror or error}; mend the storage '
+      f'and run the same command'
+    ) from error
+
+
+def _check_temporary() -> None:
+  try:
+    tempfile.gettempdir()
+  except FileNotFoundError as error:  # chex and others could not be imported
+    raise errors.ConfigError(
+      'TMPDIR: no folder for temporary files can be written; name one with '
+      'TMPDIR='
+    ) from error
+
+
+def _check_free(path: pathlib.Path) -> None:
+  """Says at once, before anything is imported, that another run is there."""
+  if path.is_dir():
+    with locked(path):
+      pass
+
+
+def check_config(
+  path: pathlib.Path, config: Mapping[str, Any], command: str
+) -> None:
+  """Refuses a workdir that is foreign or belongs to another config.
+
+  `num_outer_steps` may grow and the cadences may change.
+
+  Args:
+    path: the workdir; one that does not exist is fine.
+    config: the resolved config of this run.
+    command: this run's command without its workdir.
+
+  Raises:
+    WorkdirError: with the old and the new value, and a command that works.
+  """
+  if not path.exists():
+    return
+  if not (path / CONFIG).exists():
+    foreign = [
+      name
+      for name in files.list_directory(path)
+      # What a killed run may leave of its first moments.
+      if name != f'.{CONFIG}.tmp' and not name.startswith(_PROBE)
+    ]
+    if foreign:
+      raise errors.WorkdirError(
+        f'workdir={path}: has no {CONFIG} but other content '
+        f'({foreign[0]}); choose an empty --workdir='
+      )
+    return
+  old = dict(_leaves(read_config(path)))
+  new = dict(_leaves(config))
+  for name in sorted({*old, *new}, reverse=True):  # a key before its mapping
+    before, after = old.get(name, '(absent)'), new.get(name, '(absent)')
+    if before != after and not _may_change(name, before, after):
+      raise errors.WorkdirError(
+        f'workdir={path}: holds a run with {name}={before}, this one has '
+        f'{name}={after}; run it elsewhere: {command} '
+        f'--workdir={shlex.quote(str(_free_name(path)))}'
+      )
+
+
+def read_config(path: pathlib.Path) -> dict[str, Any]:
+  """The resolved config that a workdir's run has.
+
+  Raises:
+    WorkdirError: where there is none, or none that can be read.
+  """
+  try:
+    config = files.read_json(path / CONFIG)
+    if not isinstance(config, dict):
+      raise ValueError('no mapping')
+    return check_lib.to_plain(config)
+  except (
+    FileNotFoundError, NotADirectoryError, ValueError, errors.ConfigError
+  ) as error:  # fmt: skip
+    raise errors.WorkdirError(
+      f'{path / CONFIG}: not a readable config ({error}); is {path} a workdir?'
+    ) from error
+
+
+def _may_change(name: str, before: Any, after: Any) -> bool:
+  if name == 'num_outer_steps':
+    return isinstance(before, int) and after > before
+  return name in schema.CADENCES
+
+
+def _leaves(tree: Any, prefix: str = '') -> Iterator[tuple[str, Any]]:
+  for key, value in tree.items():
+    name = f'{prefix}{key}'
+    if isinstance(value, Mapping) and value:
+      yield from _leaves(value, f'{name}.')
+    else:
+      yield name, value
+
+
+def _free_name(path: pathlib.Path) -> pathlib.Path:
+  path, number = path if path.name else path.resolve(), 2
+  while (free := pathlib.Path(f'{path}-{number}')).exists():
+    number += 1
+  return free

@@ -1,0 +1,164 @@
+"""`metrics.csv`: a row per outer step, floats that read back exactly."""
+
+from collections.abc import Mapping, Sequence
+import csv
+import hashlib
+import io
+import pathlib
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from metalr_flax import errors
+from metalr_flax.workdir import files
+
+_ORDER = ('train/', 'meta/', 'hyperparams/', 'params/', 'eval/', 'perf/')
+Row = Mapping[str, float]
+
+
+def sort_keys(keys: Sequence[str]) -> list[str]:
+  """Metric keys by section in reading order, `loss` first in each."""
+
+  def place(key: str) -> tuple[int, bool, str]:
+    section = next(i for i, p in enumerate(_ORDER) if key.startswith(p))
+    return section, not key.endswith('/loss'), key
+
+  return sorted(keys, key=place)
+
+
+class MetricsFile:
+  """Appends rows to a metrics file, from a known size on.
+
+  Rows after that size belong to a part of a run that was never saved; they are
+  cut off and will be computed again.
+  """
+
+  def __init__(
+    self, path: pathlib.Path, keys: Sequence[str], record: Mapping[str, Any]
+  ):
+    """Opens the file and cuts it to the size recorded.
+
+    Args:
+      path: the file; made where it is absent and the size is 0.
+      keys: metric keys, the columns after `outer_step` and `inner_step`.
+      record: what `flush` returned for the part to keep; `metrics_size` 0
+        starts it anew with a header.
+
+    Raises:
+      WorkdirError: where the file is not as recorded, or has other columns.
+    """
+    self._columns = ['outer_step', 'inner_step', *sort_keys(keys)]
+    size = record['metrics_size']
+    header = _to_csv([self._columns])
+    kept = files.retried(lambda: check(path, record), path) if size else b''
+    if size and not kept.startswith(header):
+      raise errors.WorkdirError(
+        f"{path}: has other columns than this program's "
+        f'({header.decode().strip()}); go on with the version that wrote it, '
+        f'or choose another --workdir='
+      )
+    self._sha = hashlib.sha256(kept)
+    self._file = files.AppendFile(path, size)
+    if not size:
+      self._write(header)
+
+  def append(self, rows: Sequence[Row]) -> None:
+    """Writes rows; a key that a row lacks is left blank."""
+    cells = ([row.get(column) for column in self._columns] for row in rows)
+    # The shortest decimal that reads back as the same float64, hence as the
+    # same float32.
+    shown = [['' if c is None else repr(c) for c in row] for row in cells]
+    self._write(_to_csv(shown))
+    self._file.push()
+
+  def flush(self) -> dict[str, Any]:
+    """Puts all rows on the disk.
+
+    Returns:
+      What a checkpoint needs to go on from here: the size in bytes and the
+      SHA-256 of what is there.
+    """
+    size = self._file.sync()
+    return {'metrics_size': size, 'metrics_sha256': self._sha.hexdigest()}
+
+  def _write(self, text: bytes) -> None:
+    self._sha.update(text)
+    self._file.write(text)
+
+  def __enter__(self) -> 'MetricsFile':
+    return self
+
+  def __exit__(
+    self,
+    kind: type[BaseException] | None,
+    error: BaseException | None,
+    trace: TracebackType | None,
+  ) -> None:
+    self._file.close()
+
+
+def _to_csv(rows: Sequence[Sequence[str]]) -> bytes:
+  text = io.StringIO()
+  csv.writer(text, lineterminator='\n').writerows(rows)
+  return text.getvalue().encode()
+
+
+def check(path: pathlib.Path, record: Mapping[str, Any]) -> bytes:
+  """The part of a metrics file that a checkpoint relies on.
+
+  Args:
+    path: the file.
+    record: what `MetricsFile.flush` returned.
+
+  Raises:
+    WorkdirError: where the file is not as recorded.
+  """
+  size = record.get('metrics_size')
+  if not isinstance(size, int) or size < 0:
+    raise errors.WorkdirError(
+      f'{path}: the checkpoint does not say how much of it counts '
+      f'(metrics_size={size}); bring back a copy of the checkpoint, or choose '
+      f'another --workdir='
+    )
+  try:
+    with open(path, 'rb') as file:
+      kept = file.read(size)
+  except FileNotFoundError:
+    kept = b''
+  # The first checkpoints of release 0.1 have the size alone.
+  sha256 = hashlib.sha256(kept).hexdigest()
+  if len(kept) < size or record.get('metrics_sha256', sha256) != sha256:
+    raise errors.WorkdirError(
+      f'{path}: its first {size} bytes are not those that the checkpoint '
+      f'recorded; put the file back, or choose another --workdir='
+    )
+  return kept
+
+
+def read(
+  path: pathlib.Path, record: Mapping[str, Any] | None = None
+) -> dict[str, np.ndarray]:
+  """The columns of a metrics file, float64, NaN where a cell is blank.
+
+  Args:
+    path: the file.
+    record: a checkpoint's: its part of the file alone is read. What follows may
+      be a row just being written, or one that a kill has torn.
+
+  Raises:
+    WorkdirError: where the file is not as recorded, or holds no rows of
+      numbers.
+  """
+  text = path.read_bytes() if record is None else check(path, record)
+  try:
+    names, *rows = csv.reader(io.StringIO(text.decode(), newline=''))
+    table = np.array(
+      [[float(cell) if cell else np.nan for cell in row] for row in rows]
+    ).reshape(len(rows), len(names))
+    return dict(zip(names, table.T, strict=True))
+  except (ValueError, csv.Error) as error:
+    raise errors.WorkdirError(
+      f'{path}: not the metrics of a run ({error}); put the file back, or '
+      f'choose another --workdir='
+    ) from error

@@ -1,0 +1,102 @@
+"""What a run leaves behind at its end: results, schedule and plot."""
+
+from collections.abc import Mapping
+import math
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from metalr_flax.workdir import files
+from metalr_flax.workdir import folder
+from metalr_flax.workdir import metrics_csv
+from metalr_flax.workdir import plots
+from metalr_flax.workdir import schedule
+
+# Optimizers as their papers write them.
+_SPELLING = {
+  'adabelief': 'AdaBelief', 'adadelta': 'Adadelta', 'adagrad': 'AdaGrad',
+  'adafactor': 'Adafactor', 'adam': 'Adam', 'adamw': 'AdamW', 'lamb': 'LAMB',
+  'lars': 'LARS', 'lion': 'Lion', 'nadam': 'NAdam', 'radam': 'RAdam',
+  'rmsprop': 'RMSProp', 'sgd': 'SGD', 'yogi': 'Yogi',
+}  # fmt: skip
+
+
+def write_learned(
+  workdir: pathlib.Path, config: Mapping[str, Any], initial: Mapping[str, Any]
+) -> tuple[Mapping[str, np.ndarray], np.ndarray]:
+  """Writes `schedule.json` and the plot.
+
+  Args:
+    workdir: the run's folder, its `metrics.csv` complete.
+    config: the resolved config.
+    initial: value of each learned hyperparameter in the first window, by group
+      label where there are groups.
+
+  Returns:
+    The columns of `metrics.csv` and the picture, uint8 [height, width, 4].
+  """
+  path = workdir / folder.METRICS
+  columns = files.retried(lambda: metrics_csv.read(path), path)
+  schedules = schedule.make_schedules(
+    initial, columns, config['meta']['unroll_length']
+  )
+  files.write_json(workdir / folder.SCHEDULE, schedules)
+  return columns, _plot(workdir, config, schedules, columns)
+
+
+def write_results(
+  workdir: pathlib.Path,
+  columns: Mapping[str, np.ndarray],
+  evaluation: Mapping[str, float],
+) -> dict[str, Any]:
+  """Writes `results.json`.
+
+  Args:
+    workdir: the run's folder.
+    columns: of `metrics.csv`.
+    evaluation: final `eval/*` values.
+
+  Returns:
+    Its content.
+  """
+  results: dict[str, Any] = {**_last_row(columns), **evaluation}
+  # JSON has no NaN.
+  results = {k: v if math.isfinite(v) else None for k, v in results.items()}
+  files.write_json(workdir / folder.RESULTS, results)
+  return results
+
+
+def _plot(
+  workdir: pathlib.Path,
+  config: Mapping[str, Any],
+  schedules: schedule.Schedules,
+  columns: Mapping[str, np.ndarray],
+) -> np.ndarray:
+  progress = 'training loss', columns['train/loss']
+  if 'params/theta' in columns:
+    progress = 'theta', columns['params/theta']
+  optimizer = config['inner']['optimizer']
+  return plots.plot_learned(
+    workdir / folder.PLOT,
+    optimizer=_SPELLING.get(optimizer, optimizer),
+    learned={
+      name: (np.asarray(s['inner_step']), np.asarray(s['value']))
+      for name, s in schedules.items()
+    },
+    progress=(progress[0], columns['inner_step'], progress[1]),
+  )
+
+
+def _last_row(columns: Mapping[str, np.ndarray]) -> dict[str, float]:
+  """The last outer step's values, its place first; no rates, no blanks."""
+  if not len(columns['outer_step']):
+    return {'outer_step': 0, 'inner_step': 0}
+  row = {key: float(values[-1]) for key, values in columns.items()}
+  places = {key: int(row.pop(key)) for key in ('outer_step', 'inner_step')}
+  kept = {
+    key: value
+    for key, value in row.items()
+    if not key.startswith(('perf/', 'eval/')) and not np.isnan(value)
+  }
+  return {**places, **kept}

@@ -1,0 +1,106 @@
+"""Saves in the background: one checkpoint at a time, the newest kept."""
+
+from collections.abc import Callable, Iterator, Mapping
+import concurrent.futures
+import contextlib
+import functools
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from metalr_flax import errors
+from metalr_flax.engine import state as state_lib
+from metalr_flax.workdir import arrays
+from metalr_flax.workdir import checkpoint
+from metalr_flax.workdir import files
+from metalr_flax.workdir import manifest
+
+# All arrays of a checkpoint are read; of the first that a run saves, and of
+# every so many, each bit is compared too, which takes nearly as long as saving.
+_COMPARE_EVERY = 10
+
+
+@contextlib.contextmanager
+def opened(
+  directory: pathlib.Path, check: Callable[[], None] = lambda: None
+) -> Iterator['Checkpoints']:
+  """Checkpoints in a directory; the last save is finished at the end.
+
+  Args:
+    directory: where they are.
+    check: raises a MetalrError where it must not be written to any more.
+  """
+  checkpoints = Checkpoints(directory, check)
+  try:
+    yield checkpoints
+    checkpoints.wait()
+  finally:
+    checkpoints.close()
+
+
+class Checkpoints:
+  """Writes checkpoints `<directory>/<step>/` and keeps the newest 3."""
+
+  def __init__(self, directory: pathlib.Path, check: Callable[[], None]):
+    self._check = check
+    self._directory = directory.absolute()
+    self._pool = concurrent.futures.ThreadPoolExecutor(max_workers=1)
+    self._saving: concurrent.futures.Future | None = None
+    self._count = 0
+
+  def save(
+    self, state: state_lib.MetaTrainState, record: Mapping[str, Any]
+  ) -> None:
+    """Starts to save a state; returns before it is all written.
+
+    Args:
+      state: the state; it is copied, so it may be donated afterwards.
+      record: JSON values to keep beside it.
+
+    Raises:
+      StorageError: where the save before this one failed.
+    """
+    self.wait()
+    # A copy of the arrays: what is written in the background must not be what
+    # the next chunk overwrites.
+    state = jax.tree.map(jnp.copy, state)
+    self._saving = self._pool.submit(self._save, state, dict(record))
+
+  def wait(self) -> None:
+    """Waits until the last save is all on the disk.
+
+    Raises:
+      StorageError: where it failed.
+    """
+    if self._saving:
+      saving, self._saving = self._saving, None
+      saving.result()
+
+  def close(self) -> None:
+    """Ends the background thread."""
+    self._pool.shutdown(wait=True)
+
+  def _save(
+    self, state: state_lib.MetaTrainState, record: dict[str, Any]
+  ) -> None:
+    path = self._directory / str(int(state.step))
+    write = functools.partial(
+      checkpoint.write,
+      path,
+      state,
+      record,
+      self._check,
+      compare=self._count % _COMPARE_EVERY == 0,
+    )
+    try:
+      files.retried(write, path)
+    except (OSError, manifest.DamagedError) as error:
+      raise errors.StorageError(
+        f'{path}: cannot be saved ({arrays.reason(error)}); what was saved '
+        f'before is intact: mend the storage and run the same command'
+      ) from error
+    self._count += 1
+    self._check()
+    files.retried(lambda: checkpoint.settle(self._directory), self._directory)
