@@ -17,7 +17,7 @@ DECAY_RATES = frozenset(
   {'b1', 'b2', 'b3', 'beta', 'decay', 'decay_rate', 'momentum', 'rho'}
 )
 LEAST = 1e-6  # of a decay rate, and of 1 minus it
-# Of any other hyperparameter.
+# Of any other hyperparameter times, or over, what the user set.
 SMALLEST, LARGEST = 1e-30, 1e30
 # Of the updates so far: what a decay rate may remember. Longer, and the slope
 # speaks of a momentum that was never seen at work.
@@ -163,7 +163,9 @@ def _range(
   """The least and the largest eta."""
   base = base.astype(jnp.promote_types(base.dtype, jnp.float32))
   if kind == 'log':
-    return jnp.log(SMALLEST) - jnp.log(base), jnp.log(LARGEST) - jnp.log(base)
+    low, high = jnp.log(SMALLEST), jnp.log(LARGEST)
+    size = jnp.log(base)
+    return low - jnp.minimum(size, 0), high - jnp.maximum(size, 0)
   forgets = jnp.maximum(1 / (MEMORY_SHARE * age + 1), LEAST)
   return (
     jnp.log(jnp.minimum(1, forgets / (1 - base))),
