@@ -27,7 +27,7 @@ NAMES = [
 
 @pytest.fixture(scope='module')
 def state():
-  config = runs.cli.parse('m', runs.command('x'), '').config
+  config = runs.flags.parse('m', runs.command('x'), '').config
   with runs.build.randomness(config):
     return runs.build.build(config).init_state()
 

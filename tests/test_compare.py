@@ -184,7 +184,8 @@ def test_pictures_do_not_depend_on_the_backend_that_jupyter_names(backend):
   """It does so for every process that it starts."""
   code = (
     'import os, sys\n'
-    'from metalr_flax import plots, drawing, plots\n'
+    'from metalr_flax.comparison import plots\n'
+    'from metalr_flax.workdir import drawing, plots\n'
     'drawing.FigureCanvasAgg(drawing.figure.Figure()).draw()\n'
     'print(os.environ["MPLBACKEND"], "matplotlib.pyplot" in sys.modules)'
   )

@@ -197,7 +197,7 @@ def test_a_config_that_is_none_is_refused(text, workdir):
   line = line_of(errors.WorkdirError, metalr_flax.load, workdir)
   assert line.startswith(f'{workdir / "config.json"}: not ')
   # The trainer says the same, or that the config is another one.
-  arguments = runs.cli.parse('m', runs.command(workdir), '')
+  arguments = runs.flags.parse('m', runs.command(workdir), '')
   line_of(
     errors.WorkdirError, folder_lib.check_config, workdir, arguments.config, ''
   )

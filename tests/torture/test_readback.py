@@ -21,7 +21,7 @@ def state():
   """Arrays that Orbax puts into files of their own, a key and scalars."""
   fields = {'model__kwargs__features': '(64,64,10)'}
   argv = runs.command('x', 'digits_mlp', **fields)
-  config = runs.cli.parse('m', argv, '').config
+  config = runs.flags.parse('m', argv, '').config
   with runs.build.randomness(config):
     return runs.build.build(config).init_state()
 

@@ -237,7 +237,7 @@ def test_a_workdir_replaced_during_a_save_is_left_alone(
 
 @pytest.fixture(scope='module')
 def saved_state():
-  config = runs.cli.parse('m', runs.command('x'), '').config
+  config = runs.flags.parse('m', runs.command('x'), '').config
   with runs.build.randomness(config):
     return runs.build.build(config).init_state()
 
@@ -295,7 +295,7 @@ ALLOWED = [
 
 
 def _check(workdir, fields):
-  arguments = runs.cli.parse(
+  arguments = runs.flags.parse(
     'metalr_flax.main',
     runs.command(workdir, 'digits_mlp', **{**harness.FIELDS, **fields}),
     '',
