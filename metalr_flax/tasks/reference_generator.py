@@ -3,7 +3,7 @@
 JAX lowers threefry on the CPU to a loop of five rounds, to compile faster. For
 one sample a call that loop is all start-up: it took nine tenths of the
 reference run. Here the rounds are written out and fuse into one kernel: the run
-is four times faster, with the same bits (`tests/test_reference.py`).
+is four times faster, with the same bits (`tests/trainer/test_reference.py`).
 
 Only for `jax_threefry_partitionable` False, the layout that the example was
 made with. Threefry 2x32: Salmon et al. 2011, Parallel random numbers: as easy

@@ -1,7 +1,7 @@
 """Wrong command lines as real processes; the tables are those of test_config.
 
-In-process, all of the tables and the fuzzing: tests/test_config.py, which does
-2,000 examples of each kind with --full.
+In-process, all of the tables and the fuzzing: tests/config/test_config.py, which
+does 2,000 examples of each kind with --full.
 """
 
 import test_config

@@ -16,7 +16,7 @@ from metalr_flax.models import functional
 from metalr_flax.models import transformer
 from metalr_flax.trainer import build
 
-CONFIGS = pathlib.Path(__file__).parent.parent / 'configs'
+CONFIGS = pathlib.Path(__file__).parents[2] / 'configs'
 
 
 def _cnn(**kwargs):

@@ -33,7 +33,7 @@ from metalr_flax.engine import inner
 from metalr_flax.engine import meta_gradient
 from metalr_flax.engine import ranges
 
-CONFIGS = pathlib.Path(__file__).parent.parent / 'configs'
+CONFIGS = pathlib.Path(__file__).parents[2] / 'configs'
 DEFAULT = f'--config={CONFIGS / "default.py"}'
 DIGITS = f'--config={CONFIGS / "digits_mlp.py"}'
 ABSENT = object()

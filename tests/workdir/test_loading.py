@@ -2,7 +2,6 @@
 
 import json
 import math
-import pathlib
 import shutil
 
 from hypothesis import given
@@ -20,7 +19,7 @@ from metalr_flax.workdir import checkpoint
 from metalr_flax.workdir import folder as folder_lib
 from metalr_flax.workdir import manifest
 
-RELEASE = pathlib.Path(__file__).parent / 'torture' / 'release_0_1'
+RELEASE = runs.ROOT / 'tests' / 'torture' / 'release_0_1'
 DEEP = '[' * 100_000
 NESTED = '{"a":' * 200 + '0' + '}' * 200
 JSON = st.recursive(

@@ -1,7 +1,6 @@
 """The reference run: the notebook's own samples and trajectory."""
 
 import json
-import pathlib
 
 import jax
 import numpy as np
@@ -13,7 +12,7 @@ from metalr_flax import tasks
 from metalr_flax.tasks import reference_generator
 from metalr_flax.workdir import metrics_csv
 
-SEED_TRAJECTORY = pathlib.Path(__file__).parent / 'data/seed_trajectory.csv'
+SEED_TRAJECTORY = runs.ROOT / 'tests/data/seed_trajectory.csv'
 PRINTED = [
   (72.695, 7.184),
   (3.827, 0.367),

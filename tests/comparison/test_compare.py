@@ -35,7 +35,7 @@ from metalr_flax.comparison import table as table_lib
 from metalr_flax.config import flags
 from metalr_flax.trainer import build
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parents[2]
 CONFIG = f'--config={ROOT / "configs" / "compare.py"}'
 RATES, STARTS = (1e-3, 1e-2), (1e-3, 1e-2)
 BASE = [

@@ -15,7 +15,7 @@ from metalr_flax import tasks
 from metalr_flax.config import check
 from metalr_flax.trainer import build
 
-CONFIGS = pathlib.Path(__file__).parent.parent / 'configs'
+CONFIGS = pathlib.Path(__file__).parents[2] / 'configs'
 # Each part has letters of its own.
 TRAIN, META, TEST = 'abcdefgh' * 100, 'xyz' * 34, '0123456789' * 10
 
