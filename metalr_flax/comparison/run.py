@@ -52,17 +52,12 @@ def run(
       name: arena_lib.build_arena(config, name)
       for name in dict.fromkeys(cell.problem for cell in waiting)
     }
-    try:
-      files.retried(lambda: files.make_directory(workdir), workdir)
+    with files.ending_with_status_5(workdir):
+      files.make_directory(workdir)
       with folder.locked(workdir):
         workdir_lib.write_config(workdir, config)
         _finish(config, workdir, waiting, arenas, len(found), stop)
         _write_results(config, workdir)
-    except OSError as error:
-      raise errors.StorageError(
-        f'{error.filename or workdir}: {error.strerror or error}; mend the '
-        f'storage and run the same command'
-      ) from error
 
 
 def _finish(

@@ -8,7 +8,6 @@ bit of the result.
 
 from collections.abc import Callable, Mapping
 import dataclasses
-import functools
 import pathlib
 from typing import Any
 
@@ -70,24 +69,17 @@ def run(run: Run, state: state_lib.MetaTrainState) -> None:
     MetalrError: for each way of ending that is not the planned one; its
       `status` is the exit status.
   """
-  try:
-    files.retried(lambda: files.make_directory(run.workdir), run.workdir)
+  assurance = 'what was saved before is intact: '
+  with files.ending_with_status_5(run.workdir, assurance=assurance):
+    files.make_directory(run.workdir)
     with folder.locked(run.workdir) as lock:
       _run_locked(run, state, lock)
-  except OSError as error:
-    raise errors.StorageError(
-      f'{error.filename or run.workdir}: {error.strerror or error}; what was '
-      f'saved before is intact: mend the storage and run the same command'
-    ) from error
 
 
 def _run_locked(
   run: Run, state: state_lib.MetaTrainState, lock: folder.Lock
 ) -> None:
-  files.retried(
-    lambda: folder.check_config(run.workdir, run.config, run.command),
-    run.workdir,
-  )
+  folder.check_config(run.workdir, run.config, run.command)
   directory = run.workdir / folder.STATE
   found = checkpoint.find_newest(directory, state)
   if found and _is_finished(run, found.step):
@@ -98,10 +90,9 @@ def _run_locked(
     )
     return
   if found:  # refused before anything is changed
-    check = functools.partial(recorder_lib.check, run.workdir, found.record)
-    files.retried(check, run.workdir)
+    recorder_lib.check(run.workdir, found.record)
   files.write_json(run.workdir / folder.CONFIG, run.config)
-  files.retried(lambda: checkpoint.clean(directory, found), directory)
+  checkpoint.clean(directory, found)
   record = recorder_lib.EMPTY_RECORD
   if found:
     state, record = found.state, found.record

@@ -6,7 +6,6 @@ seals it, and it is renamed. A step without an intact manifest does not count.
 """
 
 from collections.abc import Callable
-import functools
 import os
 import pathlib
 import re
@@ -67,7 +66,7 @@ def find_newest(
   """
   before = None
   while True:
-    steps = files.retried(lambda: _steps(directory), directory)
+    steps = _steps(directory)
     if steps == before:
       raise errors.StorageError(
         f'{directory}: lists checkpoints that are not there ({steps}); mend '
@@ -87,8 +86,7 @@ def _newest_intact(
   for step in steps:
     path = directory / str(step)
     try:
-      read = functools.partial(_read_if_there, path, template)
-      return files.retried(read, path)
+      return _read_if_there(path, template)
     except (manifest.DamagedError, arrays.OrbaxError) as error:
       logging.warning('%s: damaged (%s); trying the one before', path, error)
     except OSError as error:
@@ -104,6 +102,7 @@ def _newest_intact(
   return None
 
 
+@files.retried
 def clean(directory: pathlib.Path, found: Found | None) -> None:
   """Makes room for new checkpoints; for the one run that may write.
 
@@ -142,6 +141,7 @@ def _steps(directory: pathlib.Path) -> list[int]:
   )
 
 
+@files.retried
 def _read_if_there(
   path: pathlib.Path, template: state_lib.MetaTrainState
 ) -> Found:
@@ -170,6 +170,7 @@ def _read(path: pathlib.Path, template: state_lib.MetaTrainState) -> Found:
   return Found(notes['step'], state, notes['record'])
 
 
+@files.retried
 def write(
   path: pathlib.Path,
   state: state_lib.MetaTrainState,
@@ -190,7 +191,7 @@ def write(
     compare: whether to restore it as well, and to compare every bit.
 
   Raises:
-    OSError: it may be called again.
+    OSError: where Orbax or the storage fails.
     DamagedError: where there is another one under that name.
   """
   check()
@@ -222,6 +223,7 @@ def write(
   os.rename(saving, path)
 
 
+@files.retried
 def settle(directory: pathlib.Path) -> None:
   """Puts a new checkpoint's name on the disk; only then older ones may go."""
   files.sync_directory(directory)

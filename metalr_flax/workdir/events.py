@@ -8,7 +8,6 @@ imported; all other parts of CLU are the genuine ones. (TensorFlow would cost
 """
 
 from collections.abc import Mapping
-import functools
 import io
 import itertools
 import os
@@ -47,8 +46,8 @@ class SummaryWriter:
 
   def __init__(self, logdir: str, first: int = 0):
     now, process = time.time(), f'{socket.gethostname()}.{os.getpid()}'
-    place = max(int(now), 1 + _last_place(pathlib.Path(logdir)))
-    name = f'{_PREFIX}{place:010d}.{process}.{next(_UNIQUE)}'
+    number = max(int(now), 1 + _last_number(pathlib.Path(logdir)))
+    name = f'{_PREFIX}{number:010d}.{process}.{next(_UNIQUE)}'
     # TensorBoard's own file writer hangs for ever after a fault.
     self._file = files.AppendFile(pathlib.Path(logdir) / name, 0)
     self._records = record_writer.RecordWriter(self._file)
@@ -163,8 +162,8 @@ def cut_events(workdir: pathlib.Path, sizes: Mapping[str, int]) -> None:
     workdir: the folder of the event files.
     sizes: bytes to keep of each by name; a file not named is removed.
   """
-  for path in files.retried(lambda: _event_files(workdir), workdir):
-    files.retried(functools.partial(_cut, path, sizes.get(path.name, 0)), path)
+  for path in _event_files(workdir):
+    _cut(path, sizes.get(path.name, 0))
   left = event_sizes(workdir)
   for name, size in sizes.items():
     if left.get(name, 0) < size:
@@ -172,9 +171,10 @@ def cut_events(workdir: pathlib.Path, sizes: Mapping[str, int]) -> None:
         '%s: not as the checkpoint recorded; TensorBoard will miss what it '
         'held, metrics.csv has it', workdir / name,
       )  # fmt: skip
-  files.retried(lambda: files.sync_directory(workdir), workdir)
+  files.sync_directory(workdir)
 
 
+@files.retried
 def _cut(path: pathlib.Path, size: int) -> None:
   if not size:
     path.unlink(missing_ok=True)
@@ -182,12 +182,10 @@ def _cut(path: pathlib.Path, size: int) -> None:
     os.truncate(path, size)
 
 
+@files.retried
 def event_sizes(workdir: pathlib.Path) -> dict[str, int]:
   """The sizes in bytes of a workdir's event files."""
-  return files.retried(
-    lambda: {path.name: path.stat().st_size for path in _event_files(workdir)},
-    workdir,
-  )
+  return {path.name: path.stat().st_size for path in _event_files(workdir)}
 
 
 def _event_files(workdir: pathlib.Path) -> list[pathlib.Path]:
@@ -195,7 +193,7 @@ def _event_files(workdir: pathlib.Path) -> list[pathlib.Path]:
   return [workdir / n for n in names if n.startswith(_PREFIX)]
 
 
-def _last_place(workdir: pathlib.Path) -> int:
+def _last_number(workdir: pathlib.Path) -> int:
   """The number in the last event file's name, 0 where there is none.
 
   Readers take the files in the order of their names, whose numbers are seconds:

@@ -1,39 +1,85 @@
-"""Files that survive: on the disk when we say so, and tried again on a fault.
+"""File operations that reach the disk, and are repeated when they fail.
 
 A fault of the storage may pass (a full disk that somebody empties, a network
-file system that comes back). Whatever is written here can be written again
-without harm, so each operation is tried a few times before it counts as failed.
+file system that comes back). Every public function here is tried a few times
+before it counts as failed, and so is every other that is `retried`: what they
+write can be written again without harm.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 import contextlib
+import functools
 import hashlib
 import json
 import os
 import pathlib
+import threading
 import time
-from typing import Any, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from absl import logging
 
+from metalr_flax import errors
+
 RETRY_SECS = (0.05, 0.5, 2.0)
 _CHUNK = 1 << 20
+# They say what a path is. Nothing about that will pass.
+_ANSWERS = (
+  FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError,
+)  # fmt: skip
+P = ParamSpec('P')
 T = TypeVar('T')
 
 
-def retried(action: Callable[[], T], path: pathlib.Path) -> T:
-  """Does something that may be done again, until it works or time is up.
+def retried(
+  function: Callable[Concatenate[pathlib.Path, P], T],
+) -> Callable[Concatenate[pathlib.Path, P], T]:
+  """Decorates a function of a path: it is called again after an OSError.
 
-  Args:
-    action: what to do; doing it twice must be harmless.
-    path: for the warning.
-
-  Returns:
-    What the action returns.
+  Calling it twice must be harmless. Where one such function calls another, the
+  outer one alone is repeated, as a whole.
   """
+
+  @functools.wraps(function)
+  def call(path: pathlib.Path, *args: P.args, **kwargs: P.kwargs) -> T:
+    return _retry(lambda: function(path, *args, **kwargs), path)
+
+  return call
+
+
+class _Attempt(threading.local):
+  """Whether this thread is inside an action that is repeated if it fails."""
+
+  under_way = False
+
+
+_attempt = _Attempt()
+
+
+def _retry(
+  action: Callable[[], T],
+  path: pathlib.Path,
+  *,
+  final: tuple[type[OSError], ...] = (),  # raised at once
+) -> T:
+  """Repeats an action until it works or time is up; warns with the path."""
+  if _attempt.under_way:
+    return action()
+  _attempt.under_way = True
+  try:
+    return _repeat(action, path, final)
+  finally:
+    _attempt.under_way = False
+
+
+def _repeat(
+  action: Callable[[], T], path: pathlib.Path, final: tuple[type[OSError], ...]
+) -> T:
   for delay in RETRY_SECS:
     try:
       return action()
+    except final:
+      raise
     except OSError as error:
       reason = ' '.join(str(error).split())[:200]
       logging.warning('%s: %s; trying again in %g s', path, reason, delay)
@@ -48,15 +94,45 @@ def retried(action: Callable[[], T], path: pathlib.Path) -> T:
     raise
 
 
+@contextlib.contextmanager
+def ending_with_status_5(
+  path: pathlib.Path, *, assurance: str = ''
+) -> Iterator[None]:
+  """Turns a fault of the storage into the error line that ends the command.
+
+  Args:
+    path: what the line names where the fault itself names no file.
+    assurance: what the line says of earlier work, before the remedy.
+
+  Raises:
+    StorageError: for any OSError.
+  """
+  try:
+    yield
+  except OSError as error:
+    raise errors.StorageError(
+      f'{error.filename or path}: {error.strerror or error}; {assurance}mend '
+      f'the storage and run the same command'
+    ) from error
+
+
+@retried
+def open_directory(path: pathlib.Path) -> int:
+  """Opens a directory; returns the descriptor, which the caller closes."""
+  return os.open(path, os.O_RDONLY)
+
+
+@retried
 def sync_directory(path: pathlib.Path) -> None:
   """Puts a directory's names on the disk: a new file's, or a renamed one's."""
-  descriptor = os.open(path, os.O_RDONLY)
+  descriptor = open_directory(path)
   try:
     os.fsync(descriptor)
   finally:
     os.close(descriptor)
 
 
+@retried
 def make_directory(path: pathlib.Path) -> None:
   """Makes a directory and those above it, their names on the disk as well."""
   missing = [p for p in (path, *path.parents) if not p.exists()]
@@ -65,6 +141,7 @@ def make_directory(path: pathlib.Path) -> None:
     sync_directory(made.parent)
 
 
+@retried
 def list_directory(path: pathlib.Path) -> list[str]:
   """The names in a directory, sorted; none where it does not exist.
 
@@ -76,6 +153,7 @@ def list_directory(path: pathlib.Path) -> list[str]:
     return []
 
 
+@retried
 def walk(path: pathlib.Path) -> tuple[list[str], list[str]]:
   """All files and all directories below a directory, by relative path."""
 
@@ -85,37 +163,35 @@ def walk(path: pathlib.Path) -> tuple[list[str], list[str]]:
   files: list[str] = []
   directories: list[str] = []
   for folder, inner, names in os.walk(path, onerror=fail):
-    place = pathlib.Path(folder).relative_to(path)
-    files += [str(place / name) for name in names]
-    directories += [str(place / name) for name in inner]
+    below = pathlib.Path(folder).relative_to(path)
+    files += [str(below / name) for name in names]
+    directories += [str(below / name) for name in inner]
   return sorted(files), sorted(directories)
 
 
+@retried
 def write_bytes(path: pathlib.Path, content: bytes) -> None:
   """Replaces a file as a whole: readers see the old one or the new one."""
-
-  def write() -> None:
-    make_directory(path.parent)
-    temporary = path.with_name(f'.{path.name}.tmp')
-    with open(temporary, 'wb') as file:
-      file.write(content)
-      file.flush()
-      os.fsync(file.fileno())
-    os.replace(temporary, path)
-    sync_directory(path.parent)
-
-  retried(write, path)
+  make_directory(path.parent)
+  temporary = path.with_name(f'.{path.name}.tmp')
+  with open(temporary, 'wb') as file:
+    file.write(content)
+    file.flush()
+    os.fsync(file.fileno())
+  os.replace(temporary, path)
+  sync_directory(path.parent)
 
 
 def read_json(path: pathlib.Path) -> Any:
-  """What a JSON file holds.
+  """What a JSON file holds; a file that is not there is looked for once.
 
   Raises:
     ValueError: where it is none, or nested too deeply to be read.
     OSError: where it cannot be read.
   """
   try:
-    return json.loads(path.read_text(encoding='utf-8'))
+    text = _retry(lambda: path.read_text('utf-8'), path, final=_ANSWERS)
+    return json.loads(text)
   except RecursionError as error:
     raise ValueError('nested too deeply') from error
 
@@ -125,6 +201,7 @@ def write_json(path: pathlib.Path, value: Any) -> None:
   write_bytes(path, (json.dumps(value, indent=2) + '\n').encode())
 
 
+@retried
 def hash_and_sync(path: pathlib.Path) -> str:
   """The SHA-256 of a file, which is on the disk when this returns."""
   sha = hashlib.sha256()
@@ -138,18 +215,17 @@ def hash_and_sync(path: pathlib.Path) -> str:
 class AppendFile:
   """A file that grows, from a known size on.
 
-  Everything goes to an explicit place, and what is not yet known to be on the
+  Everything goes to an explicit offset, and what is not yet known to be on the
   disk is kept: after a fault, a failed fsync among them, it is written again.
   """
 
   def __init__(self, path: pathlib.Path, size: int):
     """Opens or makes the file and cuts it to `size` bytes."""
     self._path = path
-    self._descriptor = retried(
-      lambda: os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), path
-    )
-    retried(lambda: os.ftruncate(self._descriptor, size), path)
-    retried(lambda: sync_directory(path.parent), path)
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+    self._descriptor = _retry(lambda: os.open(path, flags, 0o666), path)
+    _retry(lambda: os.ftruncate(self._descriptor, size), path)
+    sync_directory(path.parent)
     self._synced = size
     self._tail = bytearray()  # what follows the synced bytes
     self._written = 0  # of the tail
@@ -161,7 +237,7 @@ class AppendFile:
 
   def push(self) -> None:
     """Hands all bytes to the system, where readers see them."""
-    retried(self._push, self._path)
+    _retry(self._push, self._path)
 
   def flush(self) -> None:
     """The same as `push`, by the name that writers call."""
@@ -178,7 +254,7 @@ class AppendFile:
         self._written = 0  # the system may have dropped them: all anew
         raise
 
-    retried(sync, self._path)
+    _retry(sync, self._path)
     self._synced += len(self._tail)
     self._tail.clear()
     self._written = 0
@@ -195,7 +271,7 @@ class AppendFile:
     while self._written < len(self._tail):
       rest = memoryview(self._tail)[self._written :]
       try:
-        place = self._synced + self._written
-        self._written += os.pwrite(self._descriptor, rest, place)
+        offset = self._synced + self._written
+        self._written += os.pwrite(self._descriptor, rest, offset)
       finally:
         rest.release()

@@ -37,6 +37,7 @@ _PASSING = (
 )  # fmt: skip
 
 
+@files.retried
 def check_writable(path: pathlib.Path) -> None:
   """Refuses a workdir that could not be written, leaving nothing behind.
 
@@ -102,18 +103,21 @@ class Lock:
     Raises:
       StorageError: where the path leads elsewhere by now, or nowhere.
     """
-    if not files.retried(self._is_there, self._path):
+    if not _leads_to(self._path, self._directory):
       raise errors.StorageError(
         f'{self._path}: was removed or replaced under this run; run the same '
         f'command again to start anew'
       )
 
-  def _is_there(self) -> bool:
-    try:
-      found = os.stat(self._path)
-    except (FileNotFoundError, NotADirectoryError):
-      return False
-    return os.path.samestat(os.fstat(self._directory), found)
+
+@files.retried
+def _leads_to(path: pathlib.Path, directory: int) -> bool:
+  """Whether a path is that of an open directory."""
+  try:
+    found = os.stat(path)
+  except (FileNotFoundError, NotADirectoryError):
+    return False
+  return os.path.samestat(os.fstat(directory), found)
 
 
 @contextlib.contextmanager
@@ -123,7 +127,7 @@ def locked(path: pathlib.Path) -> Iterator[Lock]:
   Raises:
     WorkdirError: where another run holds it.
   """
-  directory = files.retried(lambda: os.open(path, os.O_RDONLY), path)
+  directory = files.open_directory(path)
   try:
     _lock(directory, path)
     lock = Lock(directory, path)
@@ -158,17 +162,16 @@ def check(path: pathlib.Path, config: Mapping[str, Any], command: str) -> None:
     StorageError: where a run is there and the storage does not answer.
   """
   _check_temporary()
-  try:
-    files.retried(lambda: check_writable(path), path)
-    files.retried(lambda: check_config(path, config, command), path)
-    _check_free(path)
-  except OSError as error:
-    if not os.path.lexists(path / CONFIG):  # no run is there yet
+  with files.ending_with_status_5(path):
+    try:
+      check_writable(path)
+      check_config(path, config, command)
+      _check_free(path)
+    except OSError as error:
+      if os.path.lexists(path / CONFIG):
+        raise
+      # No run is there yet: another folder is as good.
       raise _unwritable(path, error.strerror or str(error)) from error
-    raise errors.StorageError(
-      f'{error.filename or path}: {error.strerror or error}; mend the storage '
-      f'and run the same command'
-    ) from error
 
 
 def _check_temporary() -> None:
@@ -188,6 +191,7 @@ def _check_free(path: pathlib.Path) -> None:
       pass
 
 
+@files.retried
 def check_config(
   path: pathlib.Path, config: Mapping[str, Any], command: str
 ) -> None:

@@ -51,7 +51,7 @@ class MetricsFile:
     self._columns = ['outer_step', 'inner_step', *sort_keys(keys)]
     size = record['metrics_size']
     header = _to_csv([self._columns])
-    kept = files.retried(lambda: check(path, record), path) if size else b''
+    kept = check(path, record) if size else b''
     if size and not kept.startswith(header):
       raise errors.WorkdirError(
         f"{path}: has other columns than this program's "
@@ -104,6 +104,7 @@ def _to_csv(rows: Sequence[Sequence[str]]) -> bytes:
   return text.getvalue().encode()
 
 
+@files.retried
 def check(path: pathlib.Path, record: Mapping[str, Any]) -> bytes:
   """The part of a metrics file that a checkpoint relies on.
 
@@ -136,6 +137,7 @@ def check(path: pathlib.Path, record: Mapping[str, Any]) -> bytes:
   return kept
 
 
+@files.retried
 def read(
   path: pathlib.Path, record: Mapping[str, Any] | None = None
 ) -> dict[str, np.ndarray]:

@@ -36,8 +36,7 @@ def write_learned(
   Returns:
     The columns of `metrics.csv` and the picture, uint8 [height, width, 4].
   """
-  path = workdir / folder.METRICS
-  columns = files.retried(lambda: metrics_csv.read(path), path)
+  columns = metrics_csv.read(workdir / folder.METRICS)
   schedules = schedule.make_schedules(
     initial, columns, config['meta']['unroll_length']
   )

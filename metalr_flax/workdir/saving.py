@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator, Mapping
 import concurrent.futures
 import contextlib
-import functools
 import pathlib
 from typing import Any
 
@@ -14,7 +13,6 @@ from metalr_flax import errors
 from metalr_flax.engine import state as state_lib
 from metalr_flax.workdir import arrays
 from metalr_flax.workdir import checkpoint
-from metalr_flax.workdir import files
 from metalr_flax.workdir import manifest
 
 # All arrays of a checkpoint are read; of the first that a run saves, and of
@@ -86,16 +84,14 @@ class Checkpoints:
     self, state: state_lib.MetaTrainState, record: dict[str, Any]
   ) -> None:
     path = self._directory / str(int(state.step))
-    write = functools.partial(
-      checkpoint.write,
-      path,
-      state,
-      record,
-      self._check,
-      compare=self._count % _COMPARE_EVERY == 0,
-    )
     try:
-      files.retried(write, path)
+      checkpoint.write(
+        path,
+        state,
+        record,
+        self._check,
+        compare=self._count % _COMPARE_EVERY == 0,
+      )
     except (OSError, manifest.DamagedError) as error:
       raise errors.StorageError(
         f'{path}: cannot be saved ({arrays.reason(error)}); what was saved '
@@ -103,4 +99,4 @@ class Checkpoints:
       ) from error
     self._count += 1
     self._check()
-    files.retried(lambda: checkpoint.settle(self._directory), self._directory)
+    checkpoint.settle(self._directory)

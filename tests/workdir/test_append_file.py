@@ -121,9 +121,9 @@ def test_a_directory_that_cannot_be_listed_is_not_an_empty_one(
 def test_a_fault_without_a_number_keeps_its_message(error, says, monkeypatch):
   monkeypatch.setattr(files, 'RETRY_SECS', ())
 
-  def fail():
+  def fail(path):
     raise error
 
   with pytest.raises(OSError, match=r'why|Errno') as caught:
-    files.retried(fail, pathlib.Path('/the/file'))
+    files.retried(fail)(pathlib.Path('/the/file'))
   assert str(caught.value) == says
