@@ -19,7 +19,7 @@ RULES = {
   **dict.fromkeys(BASE, ()),
   'tuning': ('engine',),
   'config': ('errors', 'engine.ranges'),
-  'workdir': ('errors', 'config.schema', 'config.check', 'engine'),
+  'workdir': ('errors', 'config.schema', 'engine'),
   'trainer': (*BASE, 'tuning', 'config', 'workdir'),
   'comparison': (*BASE, 'tuning', 'config', 'workdir', 'trainer'),
   **dict.fromkeys(

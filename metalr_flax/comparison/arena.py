@@ -1,4 +1,4 @@
-"""A comparison's problem: what all its contestants have in common."""
+"""Builds a problem of a comparison: what all its contestants have in common."""
 
 from collections.abc import Callable, Mapping
 import dataclasses
@@ -11,7 +11,6 @@ import jax.numpy as jnp
 
 from metalr_flax import errors
 from metalr_flax import tasks
-from metalr_flax.comparison import cells
 from metalr_flax.engine import inner
 from metalr_flax.engine import losses
 from metalr_flax.models import functional
@@ -24,7 +23,7 @@ PyTree = Any
 
 
 class Start(flax.struct.PyTreeNode, kw_only=True):
-  """Where a run is, and at first where it begins, apart from its optimizer.
+  """A run without its optimizer, at its start or after some steps.
 
   Attributes:
     params: model weights theta, a plain nested dict of arrays.
@@ -88,25 +87,24 @@ def build_arena(config: Mapping[str, Any], problem: str) -> Arena:
 
 def _build(config: Mapping[str, Any], problem: str) -> Arena:
   section = config['problems'][problem]
-  optimizer = next(iter(config['optimizers']))
-  runs = [
-    cells.trainer_config(config, problem, optimizer, config['seed'] + s)
-    for s in range(section['num_seeds'])
-  ]
-  task = build.build_task(runs[0])
+  task = build.build_task(section['task'])
   if not isinstance(task, tasks.Task):
     raise errors.ConfigError(
       f'task.name={section["task"]["name"]}: is no Task; derive it from '
       f'metalr_flax.tasks.Task'
     )
-  splits = [functional.split(build.build_model(run)) for run in runs]
+  seeds = [config['seed'] + s for s in range(section['num_seeds'])]
+  splits = [
+    functional.split(build.build_model(section['model'], seed))
+    for seed in seeds
+  ]
   starts = [
     Start(
       params=split.params,
       model_state=split.model_state,
-      data_state=task.init(jax.random.key(run['seed'])),
+      data_state=task.init(jax.random.key(seed)),
     )
-    for split, run in zip(splits, runs, strict=True)
+    for split, seed in zip(splits, seeds, strict=True)
   ]
   loss_fn = losses.checked(
     'loss_fn', functional.make_loss_fn(splits[0].train, task.loss)
@@ -143,7 +141,7 @@ def _check_fit(
   loss_fn: inner.LossFn,
   start: Start,
 ) -> None:
-  """Traces one loss."""
+  """Traces one loss: refuses a model that the task's batches do not fit."""
 
   def loss(start: Start) -> Any:
     _, batch = task.next(start.data_state)

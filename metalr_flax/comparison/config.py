@@ -12,7 +12,11 @@ from metalr_flax.config import schema
 OBJECTIVES = ('task', 'batches')
 
 _SECTIONS = ('task', 'model')
-_COUNTS = ('num_steps', 'num_seeds', 'num_evaluations')
+_COUNTS = {
+  'num_steps': schema.POSITIVE_INT32,
+  'num_seeds': schema.POSITIVE_INTEGER,
+  'num_evaluations': schema.POSITIVE_INTEGER,
+}
 _PROBLEM = (*_SECTIONS, *_COUNTS, 'objective')
 _TOP = (
   'seed',
@@ -41,7 +45,7 @@ def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
   Raises:
     ConfigError: naming the first field that is unknown, missing or wrong.
   """
-  plain = check_lib.to_plain(config)
+  plain = schema.to_plain(config)
   for name in plain:
     check_name(name)
   for name in _TOP:
@@ -49,9 +53,9 @@ def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
       raise errors.ConfigError(
         f'{name}: missing; add it to the config file (see configs/compare.py)'
       )
-  _check_rule('seed', plain['seed'], schema.FIELDS['seed'])
+  _check_rule('seed', plain['seed'], schema.SEED)
   for name in ('num_seeds', 'num_evaluations'):
-    _check_rule(name, plain[name], schema.FIELDS['log_every'])
+    _check_rule(name, plain[name], schema.POSITIVE_INTEGER)
   for name in ('learning_rates', 'initial_learning_rates'):
     _check_rates(name, plain[name])
   for name in ('optimizers', 'problems'):
@@ -84,7 +88,7 @@ def check_name(name: str) -> None:
   if inner in _PROBLEM:
     return
   if below[1] in _SECTIONS:
-    _prefixed(f'problems.{below[0]}', check_lib.check_name, inner)
+    check_lib.check_name(inner, f'problems.{below[0]}.')
     return
   near = check_lib.suggest(below[1], _PROBLEM)
   raise errors.ConfigError(f'{name}: unknown field; {near}')
@@ -111,8 +115,7 @@ def _check_problem(
       )
   for key in _SECTIONS:
     _check_mapping(f'{where}.{key}', problem[key])
-  for key in _COUNTS:
-    rule = schema.FIELDS['log_every']
+  for key, rule in _COUNTS.items():
     _check_rule(f'{where}.{key}', problem[key], rule)
   _check_counts(where, problem)
   if problem['objective'] not in OBJECTIVES:
@@ -122,37 +125,28 @@ def _check_problem(
       'must be a known objective',
       check_lib.suggest(str(problem['objective']), OBJECTIVES),
     )
-  optimizer = next(iter(config['optimizers']))
-  trainer = cells.trainer_config(config, name, optimizer, config['seed'])
-  _prefixed(where, check_lib.resolve, trainer)
+  for key in _SECTIONS:
+    check_lib.check_section(key, problem[key], f'{where}.')
 
 
 def _check_counts(where: str, problem: Mapping[str, Any]) -> None:
   steps, points = problem['num_steps'], problem['num_evaluations']
-  if steps % cells.UNROLL_LENGTH:
+  window = cells.UNROLL_LENGTH
+  if steps % window:
     raise errors.ConfigError.of(
       f'{where}.num_steps',
       steps,
-      f"must be a multiple of {cells.UNROLL_LENGTH}, the trainer's window",
-      f'set --config.{where}.num_steps={steps + -steps % cells.UNROLL_LENGTH}',
+      f"must be a multiple of {window}, the trainer's window",
+      f'set --config.{where}.num_steps={steps + -steps % window}',
     )
-  if points > steps // cells.UNROLL_LENGTH:
+  if points > steps // window:
     raise errors.ConfigError.of(
       f'{where}.num_evaluations',
       points,
-      f'must be at most {steps // cells.UNROLL_LENGTH}, one for each of the '
-      f"trainer's windows",
+      f"must be at most {steps // window}, one for each of the trainer's "
+      f'windows',
       'set fewer, or a larger num_steps',
     )
-
-
-def _prefixed(where: str, check: Any, argument: Any) -> None:
-  """A check of the trainer's, its fields named as they are called here."""
-  try:
-    check(argument)
-  except errors.ConfigError as error:
-    line = str(error).replace('--config.', f'--config.{where}.')
-    raise errors.ConfigError(f'{where}.{line}') from error
 
 
 def _check_rule(name: str, value: Any, rule: schema.Rule) -> None:
@@ -173,13 +167,12 @@ def _check_mapping(name: str, value: Any) -> None:
 
 
 def _check_rates(name: str, rates: Any) -> None:
-  rule = schema.FIELDS['inner.learning_rate']
   if not isinstance(rates, list) or not rates:
     raise errors.ConfigError.of(
       name, rates, 'must be a list of learning rates', 'e.g. 1e-3,1e-2'
     )
   for rate in rates:
-    _check_rule(name, rate, rule)
+    _check_rule(name, rate, schema.POSITIVE_NUMBER)
   if sorted(set(rates)) != rates:
     raise errors.ConfigError.of(
       name, rates, 'must ascend without repetition', 'sort it'

@@ -7,14 +7,11 @@ field, the rule and the remedy. What needs JAX or the user's own code to decide
 
 from collections.abc import Iterator, Mapping
 import difflib
-import math
 from typing import Any
 
 from metalr_flax import errors
 from metalr_flax.config import schema
 from metalr_flax.engine import ranges
-
-_MAX_DEPTH = 50
 
 
 def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -30,46 +27,61 @@ def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
   Raises:
     ConfigError: naming the first field that is unknown, missing or wrong.
   """
-  plain = to_plain(config)
+  plain = schema.to_plain(config)
   for section in schema.SECTIONS:
     if section in plain and not isinstance(plain[section], dict):
       check_name(section)
   _complete(plain)
-  flat = dict(_fields(plain))
-  for name in flat:
-    check_name(name)
-  for name, rule in schema.FIELDS.items():
-    if name not in flat:
-      raise errors.ConfigError(
-        f'{name}: missing; add it to the config file (see configs/default.py)'
-      )
-    if not rule.holds(flat[name]):
-      raise errors.ConfigError.of(name, flat[name], rule.text, hint(flat, name))
-  _check_learned(flat)
-  _check_estimator(flat)
+  _check_fields(dict(_flatten(plain)), schema.FIELDS)
+  _check_learned(plain['inner'], plain['meta'])
+  _check_estimator(plain['meta'])
   return plain
 
 
-def to_plain(config: Mapping[str, Any]) -> dict[str, Any]:
-  """A config as JSON values: references resolved, tuples as lists.
+def check_section(section: str, values: Mapping[str, Any], where: str) -> None:
+  """Checks a section of a training config that another config holds.
 
   Args:
-    config: nested mapping, e.g. a ConfigDict's `to_dict()`.
-
-  Returns:
-    Nested dict of dict, list, str, int, float, bool and None.
+    section: its name, e.g. `task`.
+    values: its fields, plain JSON values.
+    where: dotted name of what holds it, with a dot at the end, for messages.
 
   Raises:
-    ConfigError: for a value that is neither, or a number that is not finite.
+    ConfigError: naming the first field that is unknown, missing or wrong.
   """
-  return _plain('', config)
+  rules = {
+    name: rule
+    for name, rule in schema.FIELDS.items()
+    if name.startswith(f'{section}.')
+  }
+  flat = {f'{section}.{key}': value for key, value in values.items()}
+  _check_fields(flat, rules, where)
 
 
-def check_name(name: str) -> None:
+def _check_fields(
+  flat: Mapping[str, Any], rules: Mapping[str, schema.Rule], where: str = ''
+) -> None:
+  for name in flat:
+    check_name(name, where)
+  for name, rule in rules.items():
+    if name not in flat:
+      raise errors.ConfigError(
+        f'{where}{name}: missing; add it to the config file (see '
+        f'configs/default.py)'
+      )
+    value = flat[name]
+    if not rule.holds(value):
+      raise errors.ConfigError.of(
+        f'{where}{name}', value, rule.text, hint(name, value, where)
+      )
+
+
+def check_name(name: str, where: str = '') -> None:
   """Refuses the name of a field that does not exist.
 
   Args:
     name: dotted, e.g. `meta.learning_rate`; below a mapping any key will do.
+    where: what stands before it in another config, e.g. `problems.text.`.
 
   Raises:
     ConfigError: with the nearest name there is.
@@ -81,10 +93,10 @@ def check_name(name: str) -> None:
   below = [field for field in schema.FIELDS if field.startswith(f'{name}.')]
   if below:
     raise errors.ConfigError(
-      f'{name}: is a section, not a field; set one of {", ".join(below)}'
+      f'{where}{name}: is a section, not a field; set one of {", ".join(below)}'
     )
   raise errors.ConfigError(
-    f'{name}: unknown field; {suggest(name, schema.FIELDS)}'
+    f'{where}{name}: unknown field; {suggest(name, schema.FIELDS)}'
   )
 
 
@@ -100,16 +112,16 @@ def suggest(word: str, known: Mapping[str, Any] | tuple[str, ...]) -> str:
   return f'known are {", ".join(known)}'
 
 
-def hint(flat: Mapping[str, Any], name: str) -> str:
+def hint(name: str, value: Any, where: str = '') -> str:
   """The remedy for a wrong value of a field."""
-  if name in schema.NAMES and isinstance(flat[name], str):
-    return suggest(flat[name], schema.NAMES[name])
+  if name in schema.NAMES and isinstance(value, str):
+    return suggest(value, schema.NAMES[name])
   if name in schema.MAPPINGS:
     return 'write it as {} or as names with values'
-  return f'set --config.{name}=...'
+  return f'set --config.{where}{name}=...'
 
 
-def _fields(plain: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+def _flatten(plain: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
   """Dotted names with values; the public sections are the nested ones."""
   for name, value in plain.items():
     if name in schema.SECTIONS:
@@ -119,72 +131,18 @@ def _fields(plain: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
       yield name, value
 
 
-def _plain(name: str, value: Any, depth: int = 0) -> Any:
-  """JSON values only; a number that is not finite is nobody's intention."""
-  if depth > _MAX_DEPTH:
-    raise errors.ConfigError(
-      f'{name.split(".")[0]}: holds itself, or more than {_MAX_DEPTH} levels; '
-      f'a config is a few nested mappings of plain values'
-    )
-  if isinstance(value, Mapping):
-    return {
-      key: _plain(_join(name, key), v, depth + 1) for key, v in value.items()
-    }
-  if isinstance(value, (list, tuple)):
-    return [_plain(name, v, depth + 1) for v in value]
-  if isinstance(value, float) and not math.isfinite(value):
-    rule = (
-      schema.FIELDS[name].text if name in schema.FIELDS else 'must be finite'
-    )
-    raise errors.ConfigError.of(
-      name, value, rule, f'set --config.{name}= to a finite number'
-    )
-  if isinstance(value, int) and value.bit_length() > 64:
-    raise errors.ConfigError.of(
-      name,
-      f'an integer of {value.bit_length()} bits',
-      'must fit in 64 bits',
-      f'set --config.{name}= to a smaller one',
-    )
-  if value is None or isinstance(value, (bool, int, float, str)):
-    return value
-  raise errors.ConfigError.of(
-    name,
-    _shown(value),
-    'must be a number, a string, a list, a mapping or None',
-    'a config holds plain values, objects are made from them',
-  )
-
-
-def _shown(value: Any) -> str:
-  try:
-    return repr(value)
-  except Exception:  # of a class of the user's own
-    return f'a {type(value).__name__}'
-
-
-def _join(name: str, key: Any) -> str:
-  """The dotted name of a mapping's key, which JSON has to keep as it is."""
-  if not isinstance(key, str) or not key or '.' in key:
-    raise errors.ConfigError(
-      f'{name or "config"}: has the key {key!r}; use strings without dots'
-    )
-  return f'{name}.{key}' if name else key
-
-
-def _check_learned(flat: Mapping[str, Any]) -> None:
-  learned = flat['meta.learned']
-  if not learned and flat['meta.estimator'] != 'none':
+def _check_learned(inner: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
+  """Refuses to learn nothing, by no bijection, or from outside its range."""
+  learned = meta['learned']
+  if not learned and meta['estimator'] != 'none':
     raise errors.ConfigError.of(
       'meta.learned',
       learned,
       'must name a hyperparameter',
       "e.g. {'learning_rate': 'sigmoid'}, or set --config.meta.estimator=none",
     )
-  values = {
-    'learning_rate': ('inner.learning_rate', flat['inner.learning_rate'])
-  }
-  for name, value in flat['inner.kwargs'].items():
+  values = {'learning_rate': ('inner.learning_rate', inner['learning_rate'])}
+  for name, value in inner['kwargs'].items():
     values[name] = (f'inner.kwargs.{name}', value)
   for name, kind in learned.items():
     try:
@@ -208,9 +166,9 @@ def _complete(plain: dict[str, Any]) -> None:
       plain[section].setdefault(key, value)
 
 
-def _check_estimator(flat: Mapping[str, Any]) -> None:
+def _check_estimator(meta: Mapping[str, Any]) -> None:
   """Refuses combinations that do not exist or are identically zero."""
-  estimator, gamma = flat['meta.estimator'], flat['meta.discount']
+  estimator, gamma = meta['estimator'], meta['discount']
   if estimator == 'reverse' and gamma > 0:
     raise errors.ConfigError.of(
       'meta.discount',
@@ -219,8 +177,8 @@ def _check_estimator(flat: Mapping[str, Any]) -> None:
       'set --config.meta.estimator=forward',
     )
   if (
-    flat['meta.objective'] == 'online'
-    and flat['meta.unroll_length'] == 1
+    meta['objective'] == 'online'
+    and meta['unroll_length'] == 1
     and not gamma
     and estimator != 'none'
   ):

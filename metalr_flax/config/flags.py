@@ -230,7 +230,7 @@ def _wrong_value(
       field = name.removeprefix('config.')
       known = schema.FIELDS.get(field)
       rule = known.text if known else 'has another type'
-      remedy = check.hint({field: value}, field)
+      remedy = check.hint(field, value)
       return errors.ConfigError.of(
         field, value, rule, f'{remedy}; its type is the one in {path}'
       )

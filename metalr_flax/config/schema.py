@@ -1,12 +1,19 @@
-"""The tables of a config's public fields: literal, and without JAX."""
+"""What a config may hold: plain values, and the public fields with their rules.
 
-from collections.abc import Callable
+The tables are literal and import no JAX.
+"""
+
+from collections.abc import Callable, Mapping
 import math
 import re
 from typing import Any, NamedTuple
 
-# Literal copies of what `tasks`, `models`, `hyperparams`, `meta_gradient` and
-# optax offer: a test holds them equal.
+from metalr_flax import errors
+
+_MAX_DEPTH = 50
+
+# Literal copies of what `tasks`, `models`, the engine and optax offer: a test
+# holds them equal.
 TASKS = (
   'breast_cancer', 'digits', 'drifting_target', 'ill_conditioned_regression',
   'linear_regression', 'noisy_quadratic', 'text',
@@ -78,11 +85,20 @@ def _name_or_class(names: tuple[str, ...], what: str) -> Rule:
   return Rule(f'must be a known {what} or package.module:Class', holds)
 
 
-_MAPPING = Rule('must be a mapping', lambda v: isinstance(v, dict))
-_TEXT = Rule('must be a string', lambda v: isinstance(v, str))
-_FLAG = Rule('must be True or False', lambda v: isinstance(v, bool))
-
-_GROUPS = Rule(
+# What a field may hold, whichever field it is.
+SEED = _integer(0, 2**32 - 1)
+INTEGER = _integer(0, 2**31 - 1)
+POSITIVE_INTEGER = _integer(1)
+POSITIVE_INT32 = _integer(1, 2**31 - 1)
+NUMBER = _number(0, open_end=False)
+POSITIVE_NUMBER = _number(0, open_end=True)
+SHARE = _number(0, 1, open_end=False)
+POSITIVE_SHARE = _number(0, 1, open_end=True)
+MAPPING = Rule('must be a mapping', lambda v: isinstance(v, dict))
+TEXT = Rule('must be a string', lambda v: isinstance(v, str))
+FLAG = Rule('must be True or False', lambda v: isinstance(v, bool))
+OPTIMIZER = _name_or_class(OPTIMIZERS, 'optax optimizer')
+GROUPS = Rule(
   "must be '', 'per_leaf' or package.module:function",
   lambda v: (
     isinstance(v, str)
@@ -93,32 +109,32 @@ _GROUPS = Rule(
 # What a config file may leave out, with what it means then.
 OPTIONAL = {'meta.groups': ''}
 FIELDS: dict[str, Rule] = {
-  'seed': _integer(0, 2**32 - 1),
-  'num_outer_steps': _integer(0, 2**31 - 1),
-  'log_every': _integer(1),
-  'eval_every': _integer(1),
-  'checkpoint_every': _integer(1),
-  'threefry_partitionable': _FLAG,
+  'seed': SEED,
+  'num_outer_steps': INTEGER,
+  'log_every': POSITIVE_INTEGER,
+  'eval_every': POSITIVE_INTEGER,
+  'checkpoint_every': POSITIVE_INTEGER,
+  'threefry_partitionable': FLAG,
   'task.name': _name_or_class(TASKS, 'task'),
-  'task.batch_size': _integer(1),
-  'task.path': _TEXT,
-  'task.kwargs': _MAPPING,
+  'task.batch_size': POSITIVE_INTEGER,
+  'task.path': TEXT,
+  'task.kwargs': MAPPING,
   'model.name': _name_or_class(MODELS, 'model'),
-  'model.kwargs': _MAPPING,
-  'inner.optimizer': _name_or_class(OPTIMIZERS, 'optax optimizer'),
-  'inner.learning_rate': _number(0, open_end=True),
-  'inner.kwargs': _MAPPING,
-  'meta.learned': _MAPPING,
-  'meta.unroll_length': _integer(1, 2**31 - 1),
+  'model.kwargs': MAPPING,
+  'inner.optimizer': OPTIMIZER,
+  'inner.learning_rate': POSITIVE_NUMBER,
+  'inner.kwargs': MAPPING,
+  'meta.learned': MAPPING,
+  'meta.unroll_length': POSITIVE_INT32,
   'meta.estimator': _one_of(ESTIMATORS, 'estimator'),
   'meta.remat': _one_of(REMATS, 'remat policy'),
   'meta.curvature': _one_of(CURVATURES, 'curvature'),
-  'meta.subsample': _number(0, 1, open_end=True),
-  'meta.discount': _number(0, 1, open_end=False),
+  'meta.subsample': POSITIVE_SHARE,
+  'meta.discount': SHARE,
   'meta.objective': _one_of(OBJECTIVES, 'objective'),
-  'meta.groups': _GROUPS,
-  'meta.optimizer': _name_or_class(OPTIMIZERS, 'optax optimizer'),
-  'meta.learning_rate': _number(0, open_end=False),
+  'meta.groups': GROUPS,
+  'meta.optimizer': OPTIMIZER,
+  'meta.learning_rate': NUMBER,
 }
 # The names that a field may have.
 NAMES = {
@@ -133,4 +149,70 @@ NAMES = {
 }
 SECTIONS = {name.partition('.')[0] for name in FIELDS if '.' in name}
 # Below these, the keys are the user's.
-MAPPINGS = tuple(name for name, rule in FIELDS.items() if rule is _MAPPING)
+MAPPINGS = tuple(name for name, rule in FIELDS.items() if rule is MAPPING)
+
+
+def to_plain(config: Mapping[str, Any]) -> dict[str, Any]:
+  """A config as JSON values: references resolved, tuples as lists.
+
+  Args:
+    config: nested mapping, e.g. a ConfigDict's `to_dict()`.
+
+  Returns:
+    Nested dict of dict, list, str, int, float, bool and None.
+
+  Raises:
+    ConfigError: for a value that is neither, or a number that is not finite.
+  """
+  return _plain('', config)
+
+
+def _plain(name: str, value: Any, depth: int = 0) -> Any:
+  """JSON values only; a number that is not finite is nobody's intention."""
+  if depth > _MAX_DEPTH:
+    raise errors.ConfigError(
+      f'{name.split(".")[0]}: holds itself, or more than {_MAX_DEPTH} levels; '
+      f'a config is a few nested mappings of plain values'
+    )
+  if isinstance(value, Mapping):
+    return {
+      key: _plain(_join(name, key), v, depth + 1) for key, v in value.items()
+    }
+  if isinstance(value, (list, tuple)):
+    return [_plain(name, v, depth + 1) for v in value]
+  if isinstance(value, float) and not math.isfinite(value):
+    rule = FIELDS[name].text if name in FIELDS else 'must be finite'
+    raise errors.ConfigError.of(
+      name, value, rule, f'set --config.{name}= to a finite number'
+    )
+  if isinstance(value, int) and value.bit_length() > 64:
+    raise errors.ConfigError.of(
+      name,
+      f'an integer of {value.bit_length()} bits',
+      'must fit in 64 bits',
+      f'set --config.{name}= to a smaller one',
+    )
+  if value is None or isinstance(value, (bool, int, float, str)):
+    return value
+  raise errors.ConfigError.of(
+    name,
+    _shown(value),
+    'must be a number, a string, a list, a mapping or None',
+    'a config holds plain values, objects are made from them',
+  )
+
+
+def _shown(value: Any) -> str:
+  try:
+    return repr(value)
+  except Exception:  # of a class of the user's own
+    return f'a {type(value).__name__}'
+
+
+def _join(name: str, key: Any) -> str:
+  """The dotted name of a mapping's key, which JSON has to keep as it is."""
+  if not isinstance(key, str) or not key or '.' in key:
+    raise errors.ConfigError(
+      f'{name or "config"}: has the key {key!r}; use strings without dots'
+    )
+  return f'{name}.{key}' if name else key

@@ -72,17 +72,17 @@ def build(config: Config) -> Experiment:
     ConfigError: for a class that cannot be imported, or arguments that it or
       optax refuses.
   """
-  task = build_task(config)
-  split = functional.split(build_model(config))
+  task = build_task(config['task'])
+  split = functional.split(build_model(config['model'], config['seed']))
   problem, initial = _build_problem(config, task, split)
-  meta_tx = build_optimizers.build_meta_tx(config)
+  meta_tx = build_optimizers.build_meta_tx(config['meta'])
   build_optimizers.check_update(
     'meta.optimizer',
     config['meta']['optimizer'],
     meta_tx,
     jax.tree.map(jnp.zeros_like, initial),
   )
-  estimator = _build_estimator(config)
+  estimator = _build_estimator(config['meta'])
   return Experiment(
     problem=problem,
     step_fn=_make_step_fn(
@@ -124,21 +124,26 @@ def _build_problem(
   config: Config, task: tasks.Task, split: functional.Split
 ) -> tuple[problem_lib.Problem, dict[str, Any]]:
   """The bilevel problem, and the initial value of what it learns."""
-  factory = lookup.find_factory('inner.optimizer', config['inner']['optimizer'])
-  labels = build_optimizers.build_labels(config, split.params)
-  initial = build_optimizers.initial_hyperparams(config, factory, labels)
+  inner_section, meta = config['inner'], config['meta']
+  factory = lookup.find_factory('inner.optimizer', inner_section['optimizer'])
+  labels = build_optimizers.build_labels(meta['groups'], split.params)
+  initial = build_optimizers.initial_hyperparams(
+    inner_section, meta['learned'], factory, labels
+  )
   problem = problem_lib.Problem(
     loss_fn=functional.make_loss_fn(split.train, task.loss),
     meta_loss_fn=functional.make_loss_fn(split.meta, task.loss),
     next_batch=task.next,
     next_meta_batch=getattr(task, 'next_meta', task.next),
-    tx=build_optimizers.build_tx(config, factory, labels),
-    bijections=config['meta']['learned'],
-    unroll_length=config['meta']['unroll_length'],
+    tx=build_optimizers.build_tx(
+      inner_section, meta['learned'], factory, labels
+    ),
+    bijections=meta['learned'],
+    unroll_length=meta['unroll_length'],
     labels=labels,
   )
   build_optimizers.check_update(
-    'inner.kwargs', config['inner']['optimizer'], problem.tx, split.params
+    'inner.kwargs', inner_section['optimizer'], problem.tx, split.params
   )
   return problem, initial
 
@@ -148,9 +153,12 @@ def randomness(config: Config) -> contextlib.AbstractContextManager:
   return jax.threefry_partitionable(config['threefry_partitionable'])
 
 
-def build_task(config: Config) -> tasks.Task:
-  """The task that a config names."""
-  section = config['task']
+def build_task(section: Config) -> tasks.Task:
+  """Makes the task that a config's section `task` names.
+
+  Raises:
+    ConfigError: naming the field, `task.name` or `task.kwargs`.
+  """
   cls = lookup.find_class('task.name', section['name'], tasks.TASKS)
   accepted = lookup.signature_of(cls).parameters
   open_ended = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
@@ -169,13 +177,20 @@ def build_task(config: Config) -> tasks.Task:
   return task
 
 
-def build_model(config: Config) -> nnx.Module:
-  """The model that a config names, with its initial weights."""
-  section = config['model']
+def build_model(section: Config, seed: int) -> nnx.Module:
+  """Makes the model that a config's section `model` names.
+
+  Args:
+    section: the section.
+    seed: of its initial weights.
+
+  Raises:
+    ConfigError: naming the field, `model.name` or `model.kwargs`.
+  """
   cls = lookup.find_class('model.name', section['name'], models.MODELS)
   arguments = {
     **lookup.as_tuples(section['kwargs']),
-    'rngs': nnx.Rngs(config['seed']),
+    'rngs': nnx.Rngs(seed),
   }
   model = lookup.construct('model.kwargs', cls, arguments)
   if not isinstance(model, nnx.Module):
@@ -186,8 +201,7 @@ def build_model(config: Config) -> nnx.Module:
   return model
 
 
-def _build_estimator(config: Config) -> meta_gradient.Estimator:
-  section = config['meta']
+def _build_estimator(section: Config) -> meta_gradient.Estimator:
   return meta_gradient.Estimator(
     kind=section['estimator'],
     remat=section['remat'],

@@ -1,4 +1,4 @@
-"""The inner and outer optimizers of a config, their arguments checked."""
+"""Makes the inner and outer optimizers of a config; checks their arguments."""
 
 from collections.abc import Callable, Mapping
 import inspect
@@ -12,22 +12,27 @@ from metalr_flax.config import check
 from metalr_flax.engine import optimizers
 from metalr_flax.trainer import lookup
 
-Config = Mapping[str, Any]
+Section = Mapping[str, Any]
 
 
 def initial_hyperparams(
-  config: Config, factory: Callable, labels: Any
+  section: Section, learned: Mapping[str, str], factory: Callable, labels: Any
 ) -> dict[str, Any]:
-  """Where each learned hyperparameter starts: the config or its default.
+  """The initial value of each learned hyperparameter: given, or the default.
+
+  Args:
+    section: the config's section `inner`.
+    learned: the bijection of each learned hyperparameter.
+    factory: what makes the optimizer.
+    labels: each parameter's group, None where all are in one.
 
   Raises:
     ConfigError: for one that the optimizer does not have or that is no float.
   """
-  section = config['inner']
   parameters = inspect.signature(factory).parameters
   given = {**section['kwargs'], 'learning_rate': section['learning_rate']}
   initial: dict[str, Any] = {}
-  for name, kind in config['meta']['learned'].items():
+  for name, kind in learned.items():
     if name not in parameters:
       raise errors.ConfigError(
         f'meta.learned.{name}={kind}: {section["optimizer"]} has no such '
@@ -43,9 +48,16 @@ def initial_hyperparams(
   return {name: dict.fromkeys(groups, v) for name, v in initial.items()}
 
 
-def build_labels(config: Config, params: Any) -> Any:
-  """The group of each parameter, None where all are in one."""
-  groups = config['meta']['groups']
+def build_labels(groups: str, params: Any) -> Any:
+  """The group of each parameter, None where all are in one.
+
+  Args:
+    groups: the config's `meta.groups`.
+    params: what the optimizer updates.
+
+  Raises:
+    ConfigError: for a function of the user's that does not label each of them.
+  """
   if not groups:
     return None
   if groups == 'per_leaf':
@@ -62,10 +74,15 @@ def build_labels(config: Config, params: Any) -> Any:
 
 
 def build_tx(
-  config: Config, factory: Callable, labels: Any
+  section: Section, learned: Mapping[str, str], factory: Callable, labels: Any
 ) -> optax.GradientTransformation:
-  """The inner optimizer, what is learned of it in its state."""
-  section, learned = config['inner'], config['meta']['learned']
+  """The inner optimizer, with what is learned of it in its state.
+
+  The arguments are those of `initial_hyperparams`.
+
+  Raises:
+    ConfigError: for arguments that the optimizer refuses.
+  """
   if 'learning_rate' in section['kwargs']:
     raise errors.ConfigError(
       'inner.kwargs.learning_rate: has a field of its own; set '
@@ -108,9 +125,12 @@ def check_update(
     ) from error
 
 
-def build_meta_tx(config: Config) -> optax.GradientTransformation:
-  """The outer optimizer over eta."""
-  section = config['meta']
+def build_meta_tx(section: Section) -> optax.GradientTransformation:
+  """The outer optimizer, over eta, of a config's section `meta`.
+
+  Raises:
+    ConfigError: for arguments that it refuses.
+  """
   factory = lookup.find_factory('meta.optimizer', section['optimizer'])
   arguments = {'learning_rate': section['learning_rate']}
   lookup.check_arguments('meta.optimizer', factory, arguments)

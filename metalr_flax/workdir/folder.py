@@ -19,7 +19,6 @@ from typing import Any
 from absl import logging
 
 from metalr_flax import errors
-from metalr_flax.config import check as check_lib
 from metalr_flax.config import schema
 from metalr_flax.workdir import files
 
@@ -244,7 +243,7 @@ def read_config(path: pathlib.Path) -> dict[str, Any]:
     config = files.read_json(path / CONFIG)
     if not isinstance(config, dict):
       raise ValueError('no mapping')
-    return check_lib.to_plain(config)
+    return schema.to_plain(config)
   except (
     FileNotFoundError, NotADirectoryError, ValueError, errors.ConfigError
   ) as error:  # fmt: skip

@@ -203,7 +203,7 @@ def test_bad_files_are_config_errors(tmp_path, content, message):
   config = _config()
   config['task']['path'] = str(tmp_path / 'file')
   with pytest.raises(errors.ConfigError, match=message) as caught:
-    build.build_task(config)
+    build.build_task(config['task'])
   assert str(tmp_path / 'file') in str(caught.value)
   assert '\n' not in str(caught.value)
 
