@@ -6,7 +6,7 @@
 
 Each finished cell (a problem, an optimizer and a method, all rates and seeds)
 is written to <workdir>/cells/; the same command goes on where it stopped, and
-`only` and `methods` may change. The results are run.csv, summary.json,
+`only` and `methods` may change. The results are comparison.csv, summary.json,
 table.md and plots/, over all cells finished so far.
 
 After a change of the code itself take another workdir, or delete the cells

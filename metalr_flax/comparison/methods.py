@@ -163,7 +163,9 @@ def _make_trainer(config: Mapping[str, Any], cell: cells.Cell) -> Contestant:
       model_state=state.model_state,
       data_state=state.data_state,
     )
-    return place, jnp.exp(state.eta['learning_rate'])
+    # What the last window used; eta is already that of the next one.
+    used = optimizers.find_hyperparams(state.opt_state)['learning_rate']
+    return place, jnp.asarray(used)
 
   return Contestant(
     init=init, step=step, view=view, updates=cells.UNROLL_LENGTH

@@ -285,6 +285,9 @@ def test_the_trainer_is_the_trainers_own_loop(finished):
   task = tasks.Digits(batch_size=32)
   expected = task.loss(model, task.train)[0]
   np.testing.assert_allclose(values['finals'][1][1], expected, rtol=1e-4)
+  # The rate beside the first window's objective is the one that made it.
+  np.testing.assert_allclose(values['learned'][1][0], STARTS[1], rtol=1e-6)
+  assert values['learned'][1][1] != values['learned'][1][0]
 
 
 @pytest.mark.parametrize('method', [*cells.WRAPPERS, *cells.WHOLE, 'cosine'])
