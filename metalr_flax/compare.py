@@ -50,7 +50,7 @@ def _compare(argv: Sequence[str], stop: interrupts.StopRequest) -> None:
   from metalr_flax.comparison import run  # imports JAX: only when all is fine
 
   with errors.exits_refused('problems'):
-    run.run(arguments.config, arguments.workdir, stop=stop)
+    run.compare(arguments.config, arguments.workdir, stop=stop)
 
 
 if __name__ == '__main__':

@@ -22,7 +22,7 @@ from metalr_flax.trainer import refusals
 PyTree = Any
 
 
-class Start(flax.struct.PyTreeNode, kw_only=True):
+class Snapshot(flax.struct.PyTreeNode, kw_only=True):
   """A run without its optimizer, at its start or after some steps.
 
   Attributes:
@@ -44,7 +44,7 @@ class Arena:
     loss_fn: the training loss, `(params, model_state, batch) -> (loss,
       (model_state, metrics))`.
     next_batch: `data_state -> (data_state, batch)`.
-    objective: the training objective of a place, a scalar, the model in
+    objective: the training objective of a snapshot, a scalar, the model in
       evaluation mode; None where the batches' losses are reported instead.
     starts: one for each seed, stacked: arrays [S, ...].
     num_steps: inner updates of a run.
@@ -53,8 +53,8 @@ class Arena:
 
   loss_fn: inner.LossFn
   next_batch: inner.NextBatch
-  objective: Callable[[Start], jax.Array] | None
-  starts: Start
+  objective: Callable[[Snapshot], jax.Array] | None
+  starts: Snapshot
   num_steps: int
   points: tuple[int, ...]
 
@@ -99,7 +99,7 @@ def _build(config: Mapping[str, Any], problem: str) -> Arena:
     for seed in seeds
   ]
   starts = [
-    Start(
+    Snapshot(
       params=split.params,
       model_state=split.model_state,
       data_state=task.init(jax.random.key(seed)),
@@ -129,21 +129,21 @@ def _build(config: Mapping[str, Any], problem: str) -> Arena:
 
 
 def _objective(
-  task: tasks.Task, definition: functional.Definition, place: Start
+  task: tasks.Task, definition: functional.Definition, snapshot: Snapshot
 ) -> Any:
-  model = definition.merge(place.params, place.model_state)
-  return task.objective(model, place.data_state)
+  model = definition.merge(snapshot.params, snapshot.model_state)
+  return task.objective(model, snapshot.data_state)
 
 
 def _check_fit(
   section: Mapping[str, Any],
   task: tasks.Task,
   loss_fn: inner.LossFn,
-  start: Start,
+  start: Snapshot,
 ) -> None:
   """Traces one loss: refuses a model that the task's batches do not fit."""
 
-  def loss(start: Start) -> Any:
+  def loss(start: Snapshot) -> Any:
     _, batch = task.next(start.data_state)
     return loss_fn(start.params, start.model_state, batch)
 

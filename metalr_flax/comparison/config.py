@@ -5,7 +5,7 @@ import re
 from typing import Any
 
 from metalr_flax import errors
-from metalr_flax.comparison import cells
+from metalr_flax.comparison import methods as methods_lib
 from metalr_flax.config import check as check_lib
 from metalr_flax.config import schema
 
@@ -62,7 +62,9 @@ def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
     _check_mapping(name, plain[name])
   for name, kwargs in plain['optimizers'].items():
     _check_optimizer(name, kwargs)
-  plain['methods'] = _names('methods', plain['methods'], cells.METHODS)
+  plain['methods'] = _names(
+    'methods', plain['methods'], tuple(methods_lib.METHODS)
+  )
   for name, problem in plain['problems'].items():
     _check_problem(plain, name, problem)
   plain['only'] = _names('only', plain['only'], tuple(plain['problems']))
@@ -131,7 +133,7 @@ def _check_problem(
 
 def _check_counts(where: str, problem: Mapping[str, Any]) -> None:
   steps, points = problem['num_steps'], problem['num_evaluations']
-  window = cells.UNROLL_LENGTH
+  window = methods_lib.UNROLL_LENGTH
   if steps % window:
     raise errors.ConfigError.of(
       f'{where}.num_steps',

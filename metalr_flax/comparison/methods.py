@@ -1,172 +1,184 @@
-"""The methods that are compared, each as two pure functions.
+"""The table of the methods that are compared: one entry holds all of a method.
 
-Nothing here is tuned to a problem: a contestant knows its learning rate, if it
-has one, and the length of the run, if it follows a cosine.
+To add one, add an entry to `METHODS`, and a function if none here makes its
+optimizer. The functions import optax when they are called: the names must be
+known before JAX is imported, so that a mistake in a config is answered at once.
+
+Nothing here is tuned to a problem: a method knows its learning rate, if it has
+one, and the length of the run, if it follows a cosine.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 import dataclasses
-from typing import Any
+import enum
+from typing import Any, NamedTuple, TYPE_CHECKING
 
-import jax
-import jax.numpy as jnp
-import optax
+if TYPE_CHECKING:
+  import jax
+  import optax
 
-from metalr_flax.comparison import arena as arena_lib
-from metalr_flax.comparison import cells
-from metalr_flax.engine import optimizers
-from metalr_flax.engine import outer
-from metalr_flax.trainer import build
-from metalr_flax.tuning import self_tuning
+UNROLL_LENGTH = 8  # inner updates in a window of the trainer
+BASELINE = 'constant'  # its best learning rate is what the others are held to
+SUBJECT = 'self_tuning'  # what the comparison is about
 
-PyTree = Any
-MakeTx = Callable[[Any], optax.GradientTransformation]
-_Carry = tuple[arena_lib.Start, optax.OptState]
+
+class Kind(enum.Enum):
+  """What a method starts from, and whether it needs an inner optimizer."""
+
+  GRID = enum.auto()  # inner optimizers, each rate of a grid: its best counts
+  STARTS = enum.auto()  # inner optimizers, each initial rate: all of them count
+  WRAPPER = enum.auto()  # inner optimizers, without any rate
+  WHOLE = enum.auto()  # an optimizer of its own, without any rate
+
+
+class Recipe(NamedTuple):
+  """What a method makes its optimizer from.
+
+  Attributes:
+    learning_rate: that of the run, traced; NaN where the kind has none.
+    inner: makes the inner optimizer from a learning rate or a schedule.
+    injected: makes it from a learning rate, which its state holds.
+    cosine: makes the schedule that falls from a peak to 0 over the run.
+    num_steps: inner updates of the run.
+  """
+
+  learning_rate: 'jax.Array'
+  inner: Callable[[Any], 'optax.GradientTransformation']
+  injected: Callable[[Any], 'optax.GradientTransformation']
+  cosine: Callable[[Any], 'optax.Schedule']
+  num_steps: int
+
+
+MakeTx = Callable[[Recipe], 'optax.GradientTransformation']
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Contestant:
-  """A training method on one problem.
+class Method:
+  """A way to train.
 
   Attributes:
-    init: `(learning_rate, start) -> state`, both of one run.
-    step: `state -> (state, loss)`, the mean loss of the step's batches.
-    view: `state -> (place, learning_rate)`: where its objective is measured,
-      and the rate that it has learned, NaN where it learns none.
-    updates: inner updates in a step.
+    kind: what it starts from; it decides how the method is ranked and called.
+    make_tx: makes the optimizer of one run; None for the trainer, whose windows
+      `contestants` builds.
+    eval_params: `(opt_state, params) -> params` to evaluate, where those that
+      are trained are others.
+    learned_rate: `opt_state -> learning rate` that it has learned.
+    cost: reverse-mode gradients of a batch for each inner update.
+    color: matplotlib's, of its lines; kinds without a rate have no lines.
   """
 
-  init: Callable[[jax.Array, arena_lib.Start], PyTree]
-  step: Callable[[PyTree], tuple[PyTree, jax.Array]]
-  view: Callable[[PyTree], tuple[arena_lib.Start, jax.Array]]
-  updates: int
+  kind: Kind
+  make_tx: MakeTx | None
+  eval_params: Callable[[Any, Any], Any] | None = None
+  learned_rate: Callable[[Any], 'jax.Array'] | None = None
+  cost: float = 1.0
+  color: str = 'tab:purple'
 
 
-def build_contestant(
-  config: Mapping[str, Any], cell: cells.Cell, arena: arena_lib.Arena
-) -> Contestant:
-  """The contestant of a cell.
-
-  Args:
-    config: the comparison's, resolved.
-    cell: one of its cells.
-    arena: the cell's problem.
-  """
-  if cell.method == 'trainer':
-    return _make_trainer(config, cell)
-  kwargs = config['optimizers'].get(cell.optimizer, {})
-  return _make_optax(_make_tx(cell, kwargs), arena, cell.method)
-
-
-def _make_tx(cell: cells.Cell, kwargs: Mapping[str, Any]) -> MakeTx:
-  """A cell's optax transformation, by the learning rate of a run."""
-
-  def inner(rate: Any) -> optax.GradientTransformation:
-    return getattr(optax, cell.optimizer)(learning_rate=rate, **kwargs)
-
-  def injected(rate: Any) -> optax.GradientTransformation:
-    inject = optax.inject_hyperparams(getattr(optax, cell.optimizer))
-    return inject(learning_rate=rate, **kwargs)
-
-  def cosine(peak: Any) -> optax.Schedule:
-    return optax.cosine_decay_schedule(peak, cell.num_steps)
-
-  def whole(rate: Any) -> optax.GradientTransformation:
-    del rate
-    name = cell.method.removesuffix('_cosine')
-    given = {} if name == cell.method else {'learning_rate': cosine(1.0)}
-    return getattr(optax.contrib, name)(**given)
-
-  made: dict[str, MakeTx] = {
-    'constant': inner,
-    'cosine': lambda rate: inner(cosine(rate)),
-    'self_tuning': lambda rate: self_tuning.self_tuning(injected(rate)),
-    'mechanize': lambda _: optax.contrib.mechanize(inner(1.0)),
-    'mechanize_cosine': lambda _: optax.contrib.mechanize(inner(cosine(1.0))),
-  }
-  return made.get(cell.method, whole)
-
-
-def _make_optax(
-  make_tx: MakeTx, arena: arena_lib.Arena, method: str
-) -> Contestant:
-  """Plain training with an optax transformation.
-
-  The rate is a part of the state, so that runs of other rates are the same
-  program.
-  """
-
-  def init(rate: jax.Array, start: arena_lib.Start) -> Any:
-    return rate, start, make_tx(rate).init(start.params)
-
-  def step(state: Any) -> tuple[Any, jax.Array]:
-    rate, place, opt_state = state
-    tx = optax.with_extra_args_support(make_tx(rate))
-    data_state, batch = arena.next_batch(place.data_state)
-    (loss, (model_state, _)), grads = jax.value_and_grad(
-      arena.loss_fn, has_aux=True
-    )(place.params, place.model_state, batch)
-    if method == 'schedule_free_adamw':  # its gradients are taken elsewhere
-      params = optax.contrib.schedule_free_eval_params(opt_state, place.params)
-      seen, _ = arena.loss_fn(params, place.model_state, batch)
-    else:
-      seen = loss
-    # Of gradients alone, as most loops call it.
-    extra = {} if method == 'self_tuning' else {'value': loss}
-    updates, opt_state = tx.update(grads, opt_state, place.params, **extra)
-    place = place.replace(
-      params=optax.apply_updates(place.params, updates),
-      model_state=model_state,
-      data_state=data_state,
-    )
-    return (rate, place, opt_state), seen
-
-  def view(state: Any) -> tuple[arena_lib.Start, jax.Array]:
-    _, place, opt_state = state
-    learned = jnp.full((), jnp.nan)
-    if method == 'schedule_free_adamw':
-      params = optax.contrib.schedule_free_eval_params(opt_state, place.params)
-      place = place.replace(params=params)
-    elif method == 'self_tuning':
-      found = optimizers.find_hyperparams(opt_state)
-      learned = jnp.asarray(found['learning_rate'])
-    return place, learned
-
-  return Contestant(init=init, step=step, view=view, updates=1)
-
-
-def _make_trainer(config: Mapping[str, Any], cell: cells.Cell) -> Contestant:
-  """The trainer's outer step, as `build` makes it."""
-  experiment = build.build(
-    cells.trainer_config(config, cell.problem, cell.optimizer, config['seed'])
+def of_kind(*kinds: Kind) -> tuple[str, ...]:
+  """The names of all methods of these kinds, kind by kind."""
+  return tuple(
+    name
+    for kind in kinds
+    for name, method in METHODS.items()
+    if method.kind is kind
   )
 
-  def init(rate: jax.Array, start: arena_lib.Start) -> Any:
-    state = outer.init_state(
-      experiment.problem,
-      params=start.params,
-      model_state=start.model_state,
-      data_state=start.data_state,
-      hyperparams=experiment.initial,
-      meta_tx=experiment.meta_tx,
-      estimator=experiment.estimator,
-    )
-    return state.replace(eta={'learning_rate': jnp.log(rate)})
 
-  def step(state: Any) -> tuple[Any, jax.Array]:
-    state, metrics = experiment.step_fn(state)
-    return state, metrics['train/loss']
+def _constant(recipe: Recipe) -> 'optax.GradientTransformation':
+  return recipe.inner(recipe.learning_rate)
 
-  def view(state: Any) -> tuple[arena_lib.Start, jax.Array]:
-    place = arena_lib.Start(
-      params=state.params,
-      model_state=state.model_state,
-      data_state=state.data_state,
-    )
-    # What the last window used; eta is already that of the next one.
-    used = optimizers.find_hyperparams(state.opt_state)['learning_rate']
-    return place, jnp.asarray(used)
 
-  return Contestant(
-    init=init, step=step, view=view, updates=cells.UNROLL_LENGTH
-  )
+def _cosine(recipe: Recipe) -> 'optax.GradientTransformation':
+  return recipe.inner(recipe.cosine(recipe.learning_rate))
+
+
+def _self_tuning(recipe: Recipe) -> 'optax.GradientTransformation':
+  import optax
+
+  from metalr_flax.tuning import self_tuning
+
+  tx = self_tuning.self_tuning(recipe.injected(recipe.learning_rate))
+  # Given gradients alone and not the loss, as most loops call it.
+  return optax.GradientTransformation(tx.init, tx.update)
+
+
+def _injected_rate(opt_state: Any) -> 'jax.Array':
+  import jax.numpy as jnp
+
+  from metalr_flax.engine import optimizers
+
+  return jnp.asarray(optimizers.find_hyperparams(opt_state)['learning_rate'])
+
+
+def _mechanize(recipe: Recipe) -> 'optax.GradientTransformation':
+  import optax
+
+  return optax.contrib.mechanize(recipe.inner(1.0))
+
+
+def _mechanize_cosine(recipe: Recipe) -> 'optax.GradientTransformation':
+  import optax
+
+  return optax.contrib.mechanize(recipe.inner(recipe.cosine(1.0)))
+
+
+def _contrib(name: str, *, cosine: bool = False) -> MakeTx:
+  """Makes an optimizer of `optax.contrib`, as it is or scaled by a cosine."""
+
+  def make_tx(recipe: Recipe) -> 'optax.GradientTransformation':
+    import optax
+
+    arguments = {'learning_rate': recipe.cosine(1.0)} if cosine else {}
+    return getattr(optax.contrib, name)(**arguments)
+
+  return make_tx
+
+
+def _schedule_free_params(opt_state: Any, params: Any) -> Any:
+  import optax
+
+  return optax.contrib.schedule_free_eval_params(opt_state, params)
+
+
+METHODS = {
+  'constant': Method(kind=Kind.GRID, make_tx=_constant, color='tab:gray'),
+  'cosine': Method(kind=Kind.GRID, make_tx=_cosine, color='tab:blue'),
+  # It differentiates the optimizer's update alone: no gradient of its own.
+  'self_tuning': Method(
+    kind=Kind.STARTS,
+    make_tx=_self_tuning,
+    learned_rate=_injected_rate,
+    color='tab:orange',
+  ),
+  # To each gradient it adds its exact forward tangent, counted as 1.5 more (a
+  # step of it was measured at 1.7 to 2.7 times plain training's, see
+  # benchmarks/results/meta_gradient.md), and to each window the gradient of a
+  # held-out batch.
+  'trainer': Method(
+    kind=Kind.STARTS,
+    make_tx=None,
+    cost=1 + 1.5 + 1 / UNROLL_LENGTH,
+    color='tab:green',
+  ),
+  'mechanize': Method(kind=Kind.WRAPPER, make_tx=_mechanize),
+  'mechanize_cosine': Method(kind=Kind.WRAPPER, make_tx=_mechanize_cosine),
+  'prodigy': Method(kind=Kind.WHOLE, make_tx=_contrib('prodigy')),
+  'prodigy_cosine': Method(
+    kind=Kind.WHOLE, make_tx=_contrib('prodigy', cosine=True)
+  ),
+  'dadapt_adamw': Method(kind=Kind.WHOLE, make_tx=_contrib('dadapt_adamw')),
+  'dadapt_adamw_cosine': Method(
+    kind=Kind.WHOLE, make_tx=_contrib('dadapt_adamw', cosine=True)
+  ),
+  'dog': Method(kind=Kind.WHOLE, make_tx=_contrib('dog')),
+  'dowg': Method(kind=Kind.WHOLE, make_tx=_contrib('dowg')),
+  'cocob': Method(kind=Kind.WHOLE, make_tx=_contrib('cocob')),
+  'momo_adam': Method(kind=Kind.WHOLE, make_tx=_contrib('momo_adam')),
+  # Its gradients are taken elsewhere than where it is evaluated.
+  'schedule_free_adamw': Method(
+    kind=Kind.WHOLE,
+    make_tx=_contrib('schedule_free_adamw'),
+    eval_params=_schedule_free_params,
+  ),
+}

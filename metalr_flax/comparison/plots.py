@@ -4,25 +4,20 @@ Each is a grid of panels, a row for a problem and a column for an optimizer,
 which a run's single panel has nothing in common with.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 import io
 import pathlib
+from typing import Any
 
 import numpy as np
 
 from metalr_flax.comparison import cells
+from metalr_flax.comparison import methods as methods_lib
 from metalr_flax.comparison import outcomes
 from metalr_flax.comparison import standings as standings_lib
 from metalr_flax.workdir import drawing
 from metalr_flax.workdir import files
 
-COLORS = {
-  'constant': 'tab:gray',
-  'cosine': 'tab:blue',
-  'self_tuning': 'tab:orange',
-  'trainer': 'tab:green',
-}
-_DASHES = {**dict.fromkeys(cells.GRID, '--')}
 _TINY = 1e-12  # where a logarithmic axis ends
 DrawPanel = Callable[[drawing.Axes, str, str], None]
 
@@ -139,14 +134,18 @@ def _found(
   standings: standings_lib.Standings,
   problem: str,
   optimizer: str,
-  methods: Sequence[str],
-) -> list[tuple[str, outcomes.Outcome]]:
-  keys = [(method, (problem, optimizer, method)) for method in methods]
-  return [
-    (method, standings.outcomes[key])
-    for method, key in keys
-    if key in standings.outcomes
-  ]
+  *kinds: methods_lib.Kind,
+) -> list[outcomes.Outcome]:
+  """The finished cells of some kinds, in the table's order."""
+  keys = [(problem, optimizer, m) for m in methods_lib.of_kind(*kinds)]
+  return [standings.outcomes[k] for k in keys if k in standings.outcomes]
+
+
+def _style(cell: cells.Cell) -> dict[str, Any]:
+  """A method's line: its color, dashed where the best of a grid counts."""
+  dashed = cell.kind is methods_lib.Kind.GRID
+  color = methods_lib.METHODS[cell.method].color
+  return {'color': color, 'linestyle': '--' if dashed else '-'}
 
 
 def _draw_finals(
@@ -157,27 +156,27 @@ def _draw_finals(
 ) -> None:
   """Lines over the rate; a diverged one is a cross at the upper edge."""
   axes.set(xscale='log', yscale='log')
-  methods = (*cells.GRID, *cells.STARTED)
-  for method, outcome in _found(standings, problem, optimizer, methods):
-    rates = np.array(outcome.cell.learning_rates)
+  kinds = methods_lib.Kind.GRID, methods_lib.Kind.STARTS
+  for outcome in _found(standings, problem, optimizer, *kinds):
+    cell, style = outcome.cell, _style(outcome.cell)
+    rates = np.array(cell.learning_rates)
     scores = outcome.scores
     fine = np.isfinite(scores)
     axes.plot(
       rates,
       np.where(fine, np.maximum(scores, _TINY), np.nan),
-      _DASHES.get(method, '-'),
-      color=COLORS[method],
       marker='.',
-      label=method,
+      label=cell.method,
+      **style,
     )
     axes.plot(
       rates[~fine],
       np.full(np.sum(~fine), 0.97),
       'x',
-      color=COLORS[method],
+      color=style['color'],
       transform=axes.get_xaxis_transform(),
     )
-  best = standings.best(problem, optimizer, 'constant')
+  best = standings.best(problem, optimizer, methods_lib.BASELINE)
   if best is not None and np.isfinite(best.score):
     level = max(best.score, _TINY)
     axes.axhline(level, color='black', linewidth=0.6, label='best constant')
@@ -190,17 +189,17 @@ def _draw_schedules(
   optimizer: str,
 ) -> None:
   axes.set(yscale='log')
-  found = _found(standings, problem, optimizer, cells.STARTED)
-  for method, outcome in found:
+  found = _found(standings, problem, optimizer, methods_lib.Kind.STARTS)
+  for outcome in found:
     for i, rates in enumerate(outcome.learned):
       axes.plot(
         outcome.steps,
         rates,
-        color=COLORS[method],
         linewidth=1,
-        label=method if i == 0 else None,
+        label=outcome.cell.method if i == 0 else None,
+        **_style(outcome.cell),
       )
-  best = standings.best(problem, optimizer, 'constant')
+  best = standings.best(problem, optimizer, methods_lib.BASELINE)
   if found and best is not None and np.isfinite(best.score):
     axes.axhline(
       best.learning_rate,
@@ -221,23 +220,20 @@ def _draw_curves(
 ) -> None:
   """A line for each method, and a band over its starts."""
   axes.set(yscale='log', xscale='log' if gradients else 'linear')
-  methods = (*cells.GRID, *cells.STARTED)
-  for method, outcome in _found(standings, problem, optimizer, methods):
-    cell = outcome.cell
-    x = outcome.steps.astype(float)
-    if gradients:
-      rates = len(cell.learning_rates) if method in cells.GRID else 1
-      x = x * rates * cell.gradient_evaluations / cell.num_steps
+  kinds = methods_lib.Kind.GRID, methods_lib.Kind.STARTS
+  for outcome in _found(standings, problem, optimizer, *kinds):
+    cell, style = outcome.cell, _style(outcome.cell)
+    x = outcome.steps * (cell.cost if gradients else 1.0)
     curves = np.where(outcome.curves > 0, outcome.curves, _TINY)
     order = np.argsort(outcome.scores, kind='stable')
-    if method in cells.STARTED:
+    if cell.kind is methods_lib.Kind.STARTS:
       shown = curves[order[len(order) // 2]]
       low, high = curves.min(axis=0), curves.max(axis=0)
       axes.fill_between(
         x,
         low,
         np.minimum(high, 3 * outcome.start),  # the diverged end up there
-        color=COLORS[method],
+        color=style['color'],
         alpha=0.12,
         linewidth=0,
       )
@@ -246,8 +242,7 @@ def _draw_curves(
     axes.plot(
       x,
       np.where(np.isfinite(shown), shown, np.nan),
-      _DASHES.get(method, '-'),
-      color=COLORS[method],
       linewidth=1.2,
-      label=method,
+      label=cell.method,
+      **style,
     )

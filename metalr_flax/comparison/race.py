@@ -11,15 +11,15 @@ import numpy as np
 from metalr_flax import errors
 from metalr_flax import interrupts
 from metalr_flax.comparison import arena as arena_lib
-from metalr_flax.comparison import methods
+from metalr_flax.comparison import contestants
 
 PyTree = Any
 DIVERGED = 10.0  # times the objective at the start, and no less is diverged
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Record:
-  """What came of a cell: E evaluations, R learning rates, S seeds.
+class Runs:
+  """All runs of a cell: E evaluations, R learning rates, S seeds.
 
   Attributes:
     steps: inner updates done at each evaluation, int [E].
@@ -40,17 +40,17 @@ class Record:
   diverged: np.ndarray
 
 
-def run(
-  contestant: methods.Contestant,
+def train_runs(
+  contestant: contestants.Contestant,
   arena: arena_lib.Arena,
   learning_rates: tuple[float, ...],
   stop: interrupts.StopRequest,
-) -> Record:
+) -> Runs:
   """Trains a contestant from every learning rate with every seed.
 
   Args:
-    contestant: who.
-    arena: on what.
+    contestant: the method on the problem.
+    arena: the problem.
     learning_rates: R of them; a contestant without one has one run a seed.
     stop: true once a signal asked to stop, looked at between evaluations.
 
@@ -74,16 +74,16 @@ def run(
     done = end
   curves, learned = (np.stack(values) for values in zip(*rows, strict=True))
   steps = np.array(ends) * contestant.updates
-  return _make_record(steps, jax.device_get(start), curves, learned)
+  return _make_runs(steps, jax.device_get(start), curves, learned)
 
 
-def _make_record(
+def _make_runs(
   steps: np.ndarray, start: np.ndarray, curves: np.ndarray, learned: np.ndarray
-) -> Record:
+) -> Runs:
   last = curves[-max(1, len(curves) // 10) :]
   finals = np.mean(last, axis=0, dtype=np.float64)
   finals = np.where(np.isfinite(finals), finals, np.inf)
-  return Record(
+  return Runs(
     steps=steps,
     start=start,
     curves=curves,
@@ -95,10 +95,10 @@ def _make_record(
 
 def _make_measure(
   arena: arena_lib.Arena,
-) -> Callable[[arena_lib.Start], jax.Array]:
+) -> Callable[[arena_lib.Snapshot], jax.Array]:
   """The objective of a start: the first batch's loss where there is none."""
 
-  def measure_batch(start: arena_lib.Start) -> jax.Array:
+  def measure_batch(start: arena_lib.Snapshot) -> jax.Array:
     _, batch = arena.next_batch(start.data_state)
     return arena.loss_fn(start.params, start.model_state, batch)[0]
 
@@ -106,7 +106,7 @@ def _make_measure(
 
 
 def _make_advance(
-  contestant: methods.Contestant, arena: arena_lib.Arena
+  contestant: contestants.Contestant, arena: arena_lib.Arena
 ) -> Callable:
   """`(state, count) -> (state, (objective, learning_rate))` of all runs.
 
@@ -123,9 +123,9 @@ def _make_advance(
     shape = jax.eval_shape(over_runs(contestant.step), state)[1].shape
     zeros = jnp.zeros(shape)
     state, total = jax.lax.fori_loop(0, count, body, (state, zeros))
-    place, learned = over_runs(contestant.view)(state)
+    snapshot, learned = over_runs(contestant.view)(state)
     if arena.objective is None:
       return state, (total / count, learned)
-    return state, (over_runs(arena.objective)(place), learned)
+    return state, (over_runs(arena.objective)(snapshot), learned)
 
   return jax.jit(advance)

@@ -6,6 +6,7 @@ import pathlib
 import time
 from typing import Any
 
+import jax
 import numpy as np
 
 from metalr_flax import console
@@ -13,7 +14,7 @@ from metalr_flax import errors
 from metalr_flax import interrupts
 from metalr_flax.comparison import arena as arena_lib
 from metalr_flax.comparison import cells
-from metalr_flax.comparison import methods
+from metalr_flax.comparison import contestants
 from metalr_flax.comparison import outcomes
 from metalr_flax.comparison import plots
 from metalr_flax.comparison import race
@@ -21,20 +22,19 @@ from metalr_flax.comparison import standings as standings_lib
 from metalr_flax.comparison import table as table_lib
 from metalr_flax.comparison import workdir as workdir_lib
 from metalr_flax.engine import forward_gradient
-from metalr_flax.trainer import build
 from metalr_flax.workdir import files
 from metalr_flax.workdir import folder
 
 Config = Mapping[str, Any]
 
 
-def run(
+def compare(
   config: Config, workdir: pathlib.Path, *, stop: interrupts.StopRequest
 ) -> None:
   """Trains the selected cells that are not finished, and writes the results.
 
   Args:
-    config: resolved, as `comparison_config.resolve` returns it.
+    config: resolved, as `comparison.config.resolve` returns it.
     workdir: where everything is written.
     stop: true once a signal asked to stop.
 
@@ -43,7 +43,7 @@ def run(
   """
   console.set_up_logging()
   selected = cells.list_cells(config, selected=True)
-  with build.randomness({'threefry_partitionable': True}):
+  with jax.threefry_partitionable(True):
     found = workdir_lib.read_cells(workdir, selected)
     waiting = [cell for cell in selected if cell.id not in found]
     # All of them before anything is written: a mistake in the last problem
@@ -74,8 +74,8 @@ def _finish(
       raise _interrupted(stop, workdir, number - 1)
     begun = time.monotonic()
     try:
-      record = race.run(
-        methods.build_contestant(config, cell, arenas[cell.problem]),
+      runs = race.train_runs(
+        contestants.build_contestant(config, cell, arenas[cell.problem]),
         arenas[cell.problem],
         cell.learning_rates,
         stop,
@@ -87,7 +87,7 @@ def _finish(
         f'methods={cell.method}: {str(error).partition(":")[0]}; leave it out'
       ) from error
     seconds = time.monotonic() - begun
-    outcome = _make_outcome(cell, record, config['seed'], seconds)
+    outcome = _make_outcome(cell, runs, config['seed'], seconds)
     workdir_lib.write_cell(workdir, outcome)
     console.say(
       f'cell {number:{len(str(total))}}/{total}  {cell.id}: '
@@ -138,18 +138,18 @@ def _work(cell: cells.Cell) -> float:
 
 
 def _make_outcome(
-  cell: cells.Cell, record: race.Record, seed: int, seconds: float
+  cell: cells.Cell, runs: race.Runs, seed: int, seconds: float
 ) -> outcomes.Outcome:
   with np.errstate(all='ignore'):
-    curves = np.mean(record.curves, axis=2, dtype=np.float64).T
-    learned = np.exp(np.mean(np.log(record.learned), axis=2)).T
+    curves = np.mean(runs.curves, axis=2, dtype=np.float64).T
+    learned = np.exp(np.mean(np.log(runs.learned), axis=2)).T
   return outcomes.Outcome(
     cell=cell,
     first_seed=seed,
-    start=float(np.mean(record.start)),
-    finals=record.finals,
-    diverged=record.diverged,
-    steps=record.steps,
+    start=float(np.mean(runs.start)),
+    finals=runs.finals,
+    diverged=runs.diverged,
+    steps=runs.steps,
     curves=np.where(np.isfinite(curves), curves, np.inf),
     learned=learned,
     seconds=seconds,

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from metalr_flax.comparison import cells
+from metalr_flax.comparison import methods as methods_lib
 from metalr_flax.comparison import outcomes
 
 TIE = 1.005
@@ -84,7 +84,7 @@ class Standings:
   def ratios(self, problem: str, optimizer: str, method: str) -> list[float]:
     """A method's scores, by start, over the best constant's; [] without."""
     outcome = self.outcomes.get((problem, optimizer, method))
-    best = self.best(problem, optimizer, 'constant')
+    best = self.best(problem, optimizer, methods_lib.BASELINE)
     if outcome is None or best is None:
       return []
     return [ratio(score, best.score) for score in outcome.scores]
@@ -92,24 +92,34 @@ class Standings:
   def against(self, method: str) -> list[float]:
     """`self_tuning`'s scores, by start, over another method's.
 
-    A grid counts with its best rate, the trainer from the same start. A method
-    without an inner optimizer is met by `self_tuning` of the reference.
+    A grid counts with its best rate, a method with starts from the same start.
+    A method without an inner optimizer is compared with `self_tuning` of the
+    reference.
     """
+    kind = methods_lib.METHODS[method].kind
     found: list[float] = []
     for problem, optimizer in self.pairs:
-      whole = method in cells.WHOLE
+      whole = kind is methods_lib.Kind.WHOLE
       if whole and optimizer != self.reference:
         continue
       key = (problem, '' if whole else optimizer, method)
-      ours = self.outcomes.get((problem, optimizer, 'self_tuning'))
+      ours = self.outcomes.get((problem, optimizer, methods_lib.SUBJECT))
       theirs = self.outcomes.get(key)
       if ours is None or theirs is None:
         continue
       scores = theirs.scores
-      if method != 'trainer':
+      if kind is not methods_lib.Kind.STARTS:
         scores = np.full(len(ours.scores), np.min(scores))
       found += map(ratio, ours.scores, scores)
     return found
+
+  def means_against(self) -> dict[str, float]:
+    """The geometric mean of `against` for every other method; NaN without."""
+    return {
+      method: geometric_mean(self.against(method))
+      for method in methods_lib.METHODS
+      if method != methods_lib.SUBJECT
+    }
 
   def ranking(self) -> list[dict[str, Any]]:
     """Methods by their geometric mean over problems, best first.
@@ -121,10 +131,10 @@ class Standings:
     ratios: dict[str, list[float]] = {}
     costs: dict[str, float] = {}
     for (problem, _, _), outcome in self.outcomes.items():
-      best = self.best(problem, self.reference, 'constant')
+      best = self.best(problem, self.reference, methods_lib.BASELINE)
       for name, value in self._entries(outcome, best).items():
         ratios.setdefault(name, []).append(value)
-        costs[name] = _cost(outcome.cell)
+        costs[name] = outcome.cell.cost
     rows = [
       {
         'method': name,
@@ -146,9 +156,10 @@ class Standings:
     ratios = [ratio(score, best.score) for score in outcome.scores]
     method, optimizer = outcome.cell.method, outcome.cell.optimizer
     name = f'{method} {optimizer}'.strip()
-    if method in cells.GRID:
+    kind = outcome.cell.kind
+    if kind is methods_lib.Kind.GRID:
       return {f'{name}, best rate': min(ratios)}
-    if method in cells.STARTED:
+    if kind is methods_lib.Kind.STARTS:
       return {
         f'{name}, mean of starts': geometric_mean(ratios),
         f'{name}, worst start': max(ratios),
@@ -186,11 +197,6 @@ def geometric_mean(ratios: Sequence[float]) -> float:
   return float(np.exp(np.mean(np.log(np.clip(ratios, 1 / CAP, CAP)))))
 
 
-def _cost(cell: cells.Cell) -> float:
-  rates = len(cell.learning_rates) if cell.method in cells.GRID else 1
-  return rates * cell.gradient_evaluations / cell.num_steps
-
-
 def summarize(standings: Standings) -> dict[str, Any]:
   """What `summary.json` holds; null stands for infinite and for not finished.
 
@@ -198,7 +204,9 @@ def summarize(standings: Standings) -> dict[str, Any]:
   best constant rate or better.
   """
   all_ratios = [
-    r for p, o in standings.pairs for r in standings.ratios(p, o, 'self_tuning')
+    r
+    for p, o in standings.pairs
+    for r in standings.ratios(p, o, methods_lib.SUBJECT)
   ]
   summary = {
     'pairs': [_summarize_pair(standings, p, o) for p, o in standings.pairs],
@@ -210,11 +218,7 @@ def summarize(standings: Standings) -> dict[str, Any]:
         method: {'diverged': bad, 'runs': runs}
         for method, (bad, runs) in standings.diverged().items()
       },
-      'geometric_mean_against': {
-        method: geometric_mean(standings.against(method))
-        for method in cells.METHODS
-        if method != 'self_tuning'
-      },
+      'geometric_mean_against': standings.means_against(),
     },
     'reference_optimizer': standings.reference,
     'ranking': standings.ranking(),
@@ -234,10 +238,10 @@ def _summarize_pair(
   standings: Standings, problem: str, optimizer: str
 ) -> dict[str, Any]:
   summary: dict[str, Any] = {'problem': problem, 'optimizer': optimizer}
-  for method in cells.GRID:
+  for method in methods_lib.of_kind(methods_lib.Kind.GRID):
     best = standings.best(problem, optimizer, method)
     summary[method] = dataclasses.asdict(best) if best else None
-  for method in cells.STARTED:
+  for method in methods_lib.of_kind(methods_lib.Kind.STARTS):
     ratios = standings.ratios(problem, optimizer, method)
     outcome = standings.outcomes.get((problem, optimizer, method))
     if ratios and outcome is not None:

@@ -5,7 +5,7 @@ import csv
 import io
 import math
 
-from metalr_flax.comparison import cells
+from metalr_flax.comparison import methods as methods_lib
 from metalr_flax.comparison import outcomes
 from metalr_flax.comparison import standings as standings_lib
 
@@ -59,40 +59,39 @@ def make_table(standings: standings_lib.Standings) -> str:
 
 
 def _pairs(standings: standings_lib.Standings) -> str:
-  lines = [
-    '| problem | optimizer | best constant: rate, final | best cosine | '
-    'self_tuning: worst / median / best | trainer |',
-    '|---|---|---|---|---|---|',
+  grids = methods_lib.of_kind(methods_lib.Kind.GRID)
+  starts = methods_lib.of_kind(methods_lib.Kind.STARTS)
+  titles = [
+    'problem',
+    'optimizer',
+    *(f'best {grid}' for grid in grids),
+    *starts,
   ]
-  for problem, optimizer in standings.pairs:
-    cells_of = [
-      problem,
-      optimizer,
-      _best(standings.best(problem, optimizer, 'constant')),
-      _best(standings.best(problem, optimizer, 'cosine')),
-      _spread(standings.ratios(problem, optimizer, 'self_tuning')),
-      _spread(standings.ratios(problem, optimizer, 'trainer')),
+  titles[2] += ': rate, final'
+  titles[2 + len(grids)] += ': worst / median / best'
+  lines = [f'| {" | ".join(titles)} |', '|---' * len(titles) + '|']
+  for pair in standings.pairs:
+    values = [
+      *pair,
+      *(_best(standings.best(*pair, grid)) for grid in grids),
+      *(_spread(standings.ratios(*pair, start)) for start in starts),
     ]
-    lines.append(f'| {" | ".join(cells_of)} |')
+    lines.append(f'| {" | ".join(values)} |')
   notes = (
-    'Final: mean +- standard deviation over the seeds. The last two columns '
-    'are ratios to the best constant final over all initial rates; inf: a seed '
-    'diverged. `*`: the best rate is at the edge of the grid.'
+    f'Final: mean +- standard deviation over the seeds. The columns '
+    f'{" and ".join(starts)} are ratios to the best constant final over all '
+    f'initial rates; inf: a seed diverged. `*`: the best rate is at the edge '
+    f'of the grid.'
   )
   return '\n'.join([*lines, '', notes])
 
 
 def _overall(standings: standings_lib.Standings) -> str:
-  ratios = [
-    r for p, o in standings.pairs for r in standings.ratios(p, o, 'self_tuning')
+  by_pair = [
+    standings.ratios(*pair, methods_lib.SUBJECT) for pair in standings.pairs
   ]
-  worst = [
-    max(found, default=math.nan)
-    for found in (
-      standings.ratios(p, o, 'self_tuning') for p, o in standings.pairs
-    )
-  ]
-  won = [value <= standings_lib.TIE for value in worst if value == value]
+  ratios = [ratio for found in by_pair for ratio in found]
+  won = [max(found) <= standings_lib.TIE for found in by_pair if found]
   lines = ['## self_tuning', '']
   share = standings_lib.share_won(ratios)
   if share is not None:
@@ -105,14 +104,10 @@ def _overall(standings: standings_lib.Standings) -> str:
       f'- worst ratio to it: {max(ratios):.4g}',
     ]
   for method, (bad, runs) in standings.diverged().items():
-    if bad or method == 'self_tuning':
+    if bad or method == methods_lib.SUBJECT:
       lines.append(f'- diverged runs of {method}: {bad} of {runs}')
-  against = {
-    method: standings_lib.geometric_mean(standings.against(method))
-    for method in cells.METHODS
-    if method != 'self_tuning'
-  }
-  found = {name: mean for name, mean in against.items() if mean == mean}
+  means = standings.means_against()
+  found = {name: mean for name, mean in means.items() if not math.isnan(mean)}
   if found:
     lines += [
       '',
@@ -150,13 +145,13 @@ def _ranking(standings: standings_lib.Standings) -> str:
 
 
 def _whom(standings: standings_lib.Standings, method: str) -> str:
-  if method in cells.GRID:
-    return f'best {method}'
-  if method in cells.WHOLE:
-    return f'{method} (by self_tuning {standings.reference})'
-  if method in cells.WRAPPERS:
-    return f'{method} of the same optimizer'
-  return f'{method} from the same start'
+  """How the table calls the method that `self_tuning` is compared with."""
+  return {
+    methods_lib.Kind.GRID: f'best {method}',
+    methods_lib.Kind.STARTS: f'{method} from the same start',
+    methods_lib.Kind.WRAPPER: f'{method} of the same optimizer',
+    methods_lib.Kind.WHOLE: f'{method} (by self_tuning {standings.reference})',
+  }[methods_lib.METHODS[method].kind]
 
 
 def _best(best: standings_lib.Best | None) -> str:

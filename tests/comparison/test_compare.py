@@ -26,6 +26,7 @@ from metalr_flax import tasks
 from metalr_flax.comparison import arena as arena_lib
 from metalr_flax.comparison import cells
 from metalr_flax.comparison import config as config_lib
+from metalr_flax.comparison import contestants
 from metalr_flax.comparison import methods as methods_lib
 from metalr_flax.comparison import outcomes
 from metalr_flax.comparison import plots
@@ -125,7 +126,7 @@ def test_a_final_is_the_end_of_its_curve(finished):
     assert cell['steps'] == [8, 16, 24, 32]
     means = np.mean(cell['finals'], axis=1)
     np.testing.assert_allclose(means, np.array(cell['curves'])[:, -1], 1e-6)
-    tuned = cell['method'] in cells.STARTED
+    tuned = cell['method'] in methods_lib.of_kind(methods_lib.Kind.STARTS)
     assert np.all([tuned == (v is not None) for v in cell['learned'][0]])
 
 
@@ -210,7 +211,7 @@ def test_again_it_trains_nothing_and_writes_the_same(
   def never(*args):
     raise AssertionError('a finished cell is trained again')
 
-  monkeypatch.setattr(race, 'run', never)
+  monkeypatch.setattr(race, 'train_runs', never)
   monkeypatch.setattr(plots, 'plot_all', lambda *args: None)
   argv = [*TINY, methods(*METHODS), f'--workdir={workdir}']
   assert run_here(argv) == 0
@@ -274,7 +275,7 @@ def test_a_constant_is_a_plain_optax_loop(finished):
 
 def test_the_trainer_is_the_trainers_own_loop(finished):
   values = read_cells(finished[0])['digits_mlp.adam.trainer']
-  config = cells.trainer_config(parse(), 'digits_mlp', 'adam', 1)
+  config = contestants.trainer_config(parse(), 'digits_mlp', 'adam', 1)
   config['inner']['learning_rate'] = STARTS[1]
   experiment = build.build(config)
   state = experiment.init_state()
@@ -290,20 +291,26 @@ def test_the_trainer_is_the_trainers_own_loop(finished):
   assert values['learned'][1][1] != values['learned'][1][0]
 
 
-@pytest.mark.parametrize('method', [*cells.WRAPPERS, *cells.WHOLE, 'cosine'])
+@pytest.mark.parametrize(
+  'method',
+  [
+    *methods_lib.of_kind(methods_lib.Kind.WRAPPER, methods_lib.Kind.WHOLE),
+    'cosine',
+  ],
+)
 def test_every_method_trains(method):
   config = parse(methods(method))
   cell = cells.list_cells(config, selected=True)[0]
   arena = arena_lib.build_arena(config, cell.problem)
-  contestant = methods_lib.build_contestant(config, cell, arena)
+  contestant = contestants.build_contestant(config, cell, arena)
   state = contestant.init(1e-2, jax.tree.map(lambda x: x[0], arena.starts))
   state, loss = jax.jit(contestant.step)(state)
   state, _ = jax.jit(contestant.step)(state)
-  place, learned = contestant.view(state)
+  snapshot, learned = contestant.view(state)
   assert np.isfinite(loss)
   assert np.isnan(learned)
   moved = jax.tree.map(
-    lambda old, new: np.any(old[0] != new), arena.starts.params, place.params
+    lambda old, new: np.any(old[0] != new), arena.starts.params, snapshot.params
   )
   assert any(jax.tree.leaves(moved))
 
@@ -316,8 +323,8 @@ def test_batches_are_the_objective_where_asked_for():
   )
   cell = cells.list_cells(config, selected=True)[0]
   arena = arena_lib.build_arena(config, cell.problem)
-  contestant = methods_lib.build_contestant(config, cell, arena)
-  record = race.run(
+  contestant = contestants.build_contestant(config, cell, arena)
+  found = race.train_runs(
     contestant, arena, cell.learning_rates, interrupts.StopRequest()
   )
   step = jax.jit(contestant.step)
@@ -327,8 +334,38 @@ def test_batches_are_the_objective_where_asked_for():
     state, loss = step(state)
     losses.append(loss)
   expected = [np.mean(losses[:8]), np.mean(losses[8:])]
-  np.testing.assert_allclose(record.curves[:, 1, 1], expected, rtol=1e-4)
-  np.testing.assert_allclose(record.start[1], losses[0], rtol=1e-5)
+  np.testing.assert_allclose(found.curves[:, 1, 1], expected, rtol=1e-4)
+  np.testing.assert_allclose(found.start[1], losses[0], rtol=1e-5)
+
+
+def test_a_method_of_ones_own_is_one_entry(tmp_path, monkeypatch):
+  """It is trained, ranked and drawn; no other file knows its name."""
+
+  def make_linear(recipe):
+    peak, steps = recipe.learning_rate, recipe.num_steps
+    return recipe.inner(optax.linear_schedule(peak, 0.0, steps))
+
+  linear = methods_lib.Method(kind=methods_lib.Kind.GRID, make_tx=make_linear)
+  monkeypatch.setitem(methods_lib.METHODS, 'linear', linear)
+  figures = []
+  real = plots.drawing.figure.Figure
+
+  def figure(**kwargs):
+    figures.append(real(**kwargs))
+    return figures[-1]
+
+  monkeypatch.setattr(plots.drawing.figure, 'Figure', figure)
+  argv = [*TINY, methods('linear', 'constant'), f'--workdir={tmp_path / "run"}']
+  assert run_here([*argv, "--config.optimizers={'sgd': {}}"]) == 0
+  rows = read_rows(tmp_path / 'run')
+  assert [row['method'] for row in rows] == ['constant'] * 4 + ['linear'] * 4
+  assert len({row['final'] for row in rows}) == 8
+  table = (tmp_path / 'run' / 'table.md').read_text()
+  assert ' | best cosine | best linear | self_tuning: worst' in table
+  assert '\n| linear sgd, best rate | ' in table
+  for drawn in (figures[0], *figures[2:]):  # 1: of learned rates
+    names = [text.get_text() for text in drawn.legends[0].get_texts()]
+    assert {'constant', 'linear'} <= {*names}
 
 
 # --- Ratios.
@@ -383,9 +420,9 @@ def test_ratios_ties_and_diverged_runs():
 def test_ten_times_the_start_is_diverged():
   curves = np.ones((10, 1, 3))
   curves[-1] = [[9.9, 10.1, np.nan]]
-  record = race._make_record(np.arange(10), np.ones(3), curves, curves)
-  assert record.diverged.tolist() == [[False, True, True]]
-  assert record.finals[0, 2] == np.inf
+  found = race._make_runs(np.arange(10), np.ones(3), curves, curves)
+  assert found.diverged.tolist() == [[False, True, True]]
+  assert found.finals[0, 2] == np.inf
 
 
 def test_the_repositorys_config_has_every_cell():
@@ -401,7 +438,7 @@ def test_the_repositorys_config_has_every_cell():
   assert len(listed) == 7 * (6 * 3 + 9)
   assert len({cell.id for cell in listed}) == len(listed)
   assert listed == cells.list_cells(config, selected=False)
-  assert tuple(config['methods']) == cells.METHODS
+  assert tuple(config['methods']) == tuple(methods_lib.METHODS)
 
 
 # --- Refusals: one line, and nothing written.
