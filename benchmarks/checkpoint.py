@@ -138,7 +138,7 @@ def time_run() -> float:
       '',
     )
     begun = time.perf_counter()
-    launch.run(
+    launch.train(
       arguments.config,
       arguments.workdir,
       command=arguments.command,

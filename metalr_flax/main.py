@@ -40,7 +40,7 @@ def _train(argv: Sequence[str], stop: interrupts.StopRequest) -> None:
   )
 
   with errors.exits_refused('task.name or model.name'):
-    launch.run(
+    launch.train(
       arguments.config,
       arguments.workdir,
       command=arguments.command,

@@ -34,7 +34,7 @@ def run_here(workdir, config='default', *, stop=None, **fields):
   arguments = flags.parse(
     'metalr_flax.main', command(workdir, config, **fields), ''
   )
-  launch.run(
+  launch.train(
     arguments.config,
     arguments.workdir,
     command=arguments.command,

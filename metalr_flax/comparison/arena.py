@@ -38,7 +38,7 @@ class Snapshot(flax.struct.PyTreeNode, kw_only=True):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Arena:
-  """A problem and the starts of its seeds.
+  """A problem, with the initial models and data of its seeds.
 
   Attributes:
     loss_fn: the training loss, `(params, model_state, batch) -> (loss,
@@ -46,7 +46,7 @@ class Arena:
     next_batch: `data_state -> (data_state, batch)`.
     objective: the training objective of a snapshot, a scalar, the model in
       evaluation mode; None where the batches' losses are reported instead.
-    starts: one for each seed, stacked: arrays [S, ...].
+    initial: each seed's first snapshot, stacked: arrays [S, ...].
     num_steps: inner updates of a run.
     points: updates done at each evaluation, ascending; the last is num_steps.
   """
@@ -54,7 +54,7 @@ class Arena:
   loss_fn: inner.LossFn
   next_batch: inner.NextBatch
   objective: Callable[[Snapshot], jax.Array] | None
-  starts: Snapshot
+  initial: Snapshot
   num_steps: int
   points: tuple[int, ...]
 
@@ -75,7 +75,7 @@ def build_arena(config: Mapping[str, Any], problem: str) -> Arena:
     arena = _build(config, problem)
   except errors.ConfigError as error:
     raise errors.ConfigError(f'problems.{problem}.{error}') from error
-  params = jax.tree.map(lambda x: x[0], arena.starts.params)
+  params = jax.tree.map(lambda x: x[0], arena.initial.params)
   for name, kwargs in config['optimizers'].items():
     field = f'optimizers.{name}'
     factory = lookup.find_factory(field, name)
@@ -98,34 +98,39 @@ def _build(config: Mapping[str, Any], problem: str) -> Arena:
     functional.split(build.build_model(section['model'], seed))
     for seed in seeds
   ]
-  starts = [
-    Snapshot(
-      params=split.params,
-      model_state=split.model_state,
-      data_state=task.init(jax.random.key(seed)),
-    )
-    for split, seed in zip(splits, seeds, strict=True)
+  snapshots = [
+    _begin(task, split, seed) for split, seed in zip(splits, seeds, strict=True)
   ]
   loss_fn = losses.checked(
     'loss_fn', functional.make_loss_fn(splits[0].train, task.loss)
   )
-  _check_fit(section, task, loss_fn, starts[0])
+  _check_fit(section, task, loss_fn, snapshots[0])
   objective = functools.partial(_objective, task, splits[0].eval)
   # A task without an objective answers None.
   measured = section['objective'] == 'task' and (
-    jax.eval_shape(objective, starts[0]) is not None
+    jax.eval_shape(objective, snapshots[0]) is not None
   )
-  count = section['num_evaluations']
   return Arena(
     loss_fn=loss_fn,
     next_batch=task.next,
     objective=objective if measured else None,
-    starts=jax.tree.map(lambda *leaves: jnp.stack(leaves), *starts),
+    initial=jax.tree.map(lambda *leaves: jnp.stack(leaves), *snapshots),
     num_steps=section['num_steps'],
-    points=tuple(
-      round(section['num_steps'] * (i + 1) / count) for i in range(count)
-    ),
+    points=_spread(section['num_steps'], section['num_evaluations']),
   )
+
+
+def _begin(task: tasks.Task, split: functional.Split, seed: int) -> Snapshot:
+  return Snapshot(
+    params=split.params,
+    model_state=split.model_state,
+    data_state=task.init(jax.random.key(seed)),
+  )
+
+
+def _spread(num_steps: int, count: int) -> tuple[int, ...]:
+  """Evenly spaced numbers of updates; the last is `num_steps`."""
+  return tuple(round(num_steps * (i + 1) / count) for i in range(count))
 
 
 def _objective(
@@ -139,13 +144,13 @@ def _check_fit(
   section: Mapping[str, Any],
   task: tasks.Task,
   loss_fn: inner.LossFn,
-  start: Snapshot,
+  snapshot: Snapshot,
 ) -> None:
   """Traces one loss: refuses a model that the task's batches do not fit."""
 
-  def loss(start: Snapshot) -> Any:
-    _, batch = task.next(start.data_state)
-    return loss_fn(start.params, start.model_state, batch)
+  def loss(snapshot: Snapshot) -> Any:
+    _, batch = task.next(snapshot.data_state)
+    return loss_fn(snapshot.params, snapshot.model_state, batch)
 
   with refusals.fitting(section['model']['name'], section['task']['name']):
-    jax.eval_shape(loss, start)
+    jax.eval_shape(loss, snapshot)

@@ -22,7 +22,7 @@ class Cell:
     optimizer: the inner optimizer's, '' where the method has none.
     method: its name in `methods.METHODS`.
     learning_rates: what it starts from, empty where the method has none.
-    seeds: how many; seed s of the config's `seed` is `seed + s`.
+    num_seeds: how many; seed s of the config's `seed` is `seed + s`.
     num_steps: inner updates of a run.
     digest: of everything in the config that decides the cell's numbers.
   """
@@ -31,7 +31,7 @@ class Cell:
   optimizer: str
   method: str
   learning_rates: tuple[float, ...]
-  seeds: int
+  num_seeds: int
   num_steps: int
   digest: str
 
@@ -57,9 +57,9 @@ class Cell:
     return rates * self.gradient_evaluations / self.num_steps
 
   @property
-  def runs(self) -> int:
+  def num_runs(self) -> int:
     """Rates times seeds."""
-    return max(1, len(self.learning_rates)) * self.seeds
+    return max(1, len(self.learning_rates)) * self.num_seeds
 
 
 def list_cells(config: Mapping[str, Any], *, selected: bool) -> list[Cell]:
@@ -106,7 +106,7 @@ def _make_cell(
     optimizer=optimizer,
     method=method,
     learning_rates=tuple(rates),
-    seeds=section['num_seeds'],
+    num_seeds=section['num_seeds'],
     num_steps=section['num_steps'],
     digest=hashlib.sha256(text.encode()).hexdigest(),
   )

@@ -24,7 +24,7 @@ class Contestant:
   """A training method on one problem.
 
   Attributes:
-    init: `(learning_rate, start) -> state`, both of one run.
+    init: `(learning_rate, snapshot) -> state`, both of one run.
     step: `state -> (state, loss)`, the mean loss of the step's batches.
     view: `state -> (snapshot, learning_rate)`: where its objective is measured,
       and the rate that it has learned, NaN where it learns none.
@@ -86,8 +86,8 @@ def _make_plain(
   program.
   """
 
-  def init(rate: jax.Array, start: arena_lib.Snapshot) -> Any:
-    return rate, start, make_tx(recipe(rate)).init(start.params)
+  def init(rate: jax.Array, snapshot: arena_lib.Snapshot) -> Any:
+    return rate, snapshot, make_tx(recipe(rate)).init(snapshot.params)
 
   def step(state: Any) -> tuple[Any, jax.Array]:
     rate, run, opt_state = state
@@ -126,12 +126,12 @@ def _make_trainer(config: Mapping[str, Any], cell: cells.Cell) -> Contestant:
     trainer_config(config, cell.problem, cell.optimizer, config['seed'])
   )
 
-  def init(rate: jax.Array, start: arena_lib.Snapshot) -> Any:
+  def init(rate: jax.Array, snapshot: arena_lib.Snapshot) -> Any:
     state = outer.init_state(
       experiment.problem,
-      params=start.params,
-      model_state=start.model_state,
-      data_state=start.data_state,
+      params=snapshot.params,
+      model_state=snapshot.model_state,
+      data_state=snapshot.data_state,
       hyperparams=experiment.initial,
       meta_tx=experiment.meta_tx,
       estimator=experiment.estimator,

@@ -1,4 +1,4 @@
-"""What came of a cell, as its file holds it."""
+"""An outcome: the numbers of a finished cell, and the JSON that holds them."""
 
 import dataclasses
 from typing import Any
@@ -15,25 +15,25 @@ class Outcome:
   Attributes:
     cell: which one.
     first_seed: seeds are this one and those that follow.
-    start: the objective before the first update, mean over seeds.
+    initial_objective: before the first update, mean over seeds.
     finals: the reported objective, inf where it is not finite, [R, S].
     diverged: whether a run counts as diverged, bool [R, S].
     steps: inner updates done at each evaluation, int [E].
     curves: the objective there, mean over seeds, inf where one is not finite,
       [R, E].
-    learned: the learned learning rate there, geometric mean over seeds, NaN
-      where there is none, [R, E].
+    learned_rates: the learned learning rate there, geometric mean over seeds,
+      NaN where there is none, [R, E].
     seconds: that the cell took, compilation included.
   """
 
   cell: cells.Cell
   first_seed: int
-  start: float
+  initial_objective: float
   finals: np.ndarray
   diverged: np.ndarray
   steps: np.ndarray
   curves: np.ndarray
-  learned: np.ndarray
+  learned_rates: np.ndarray
   seconds: float
 
   @property
@@ -45,7 +45,7 @@ class Outcome:
 
 
 def to_json(outcome: Outcome) -> dict[str, Any]:
-  """Plain values; null stands for what is not finite."""
+  """An outcome as plain JSON values; null stands for what is not finite."""
   cell = outcome.cell
   return {
     'digest': cell.digest,
@@ -54,21 +54,21 @@ def to_json(outcome: Outcome) -> dict[str, Any]:
     'method': cell.method,
     'learning_rates': list(cell.learning_rates),
     'first_seed': outcome.first_seed,
-    'num_seeds': cell.seeds,
+    'num_seeds': cell.num_seeds,
     'num_steps': cell.num_steps,
     'gradient_evaluations_per_run': cell.gradient_evaluations,
     'seconds': round(outcome.seconds, 3),
-    'start': _plain(outcome.start),
+    'start': _plain(outcome.initial_objective),
     'finals': _plain(outcome.finals),
     'diverged': outcome.diverged.tolist(),
     'steps': outcome.steps.tolist(),
     'curves': _plain(outcome.curves),
-    'learned': _plain(outcome.learned),
+    'learned': _plain(outcome.learned_rates),
   }
 
 
 def from_json(cell: cells.Cell, values: Any) -> Outcome | None:
-  """Reads a cell's file.
+  """Makes an outcome of what a cell's file holds.
 
   Args:
     cell: what the config says of it.
@@ -83,20 +83,20 @@ def from_json(cell: cells.Cell, values: Any) -> Outcome | None:
     outcome = Outcome(
       cell=cell,
       first_seed=int(values['first_seed']),
-      start=float(_array(values['start'], np.inf)),
+      initial_objective=float(_array(values['start'], np.inf)),
       finals=_array(values['finals'], np.inf),
       diverged=np.asarray(values['diverged'], bool),
       steps=np.asarray(values['steps'], int),
       curves=_array(values['curves'], np.inf),
-      learned=_array(values['learned'], np.nan),
+      learned_rates=_array(values['learned'], np.nan),
       seconds=float(values['seconds']),
     )
-    runs = (max(1, len(cell.learning_rates)), cell.seeds)
+    runs = (max(1, len(cell.learning_rates)), cell.num_seeds)
     points = (runs[0], len(outcome.steps))
   except (KeyError, TypeError, ValueError, OverflowError):
     return None
   shapes = [outcome.finals.shape, outcome.diverged.shape]
-  shapes += [outcome.curves.shape, outcome.learned.shape]
+  shapes += [outcome.curves.shape, outcome.learned_rates.shape]
   return outcome if shapes == [runs, runs, points, points] else None
 
 

@@ -191,7 +191,7 @@ def _draw_schedules(
   axes.set(yscale='log')
   found = _found(standings, problem, optimizer, methods_lib.Kind.STARTS)
   for outcome in found:
-    for i, rates in enumerate(outcome.learned):
+    for i, rates in enumerate(outcome.learned_rates):
       axes.plot(
         outcome.steps,
         rates,
@@ -232,7 +232,9 @@ def _draw_curves(
       axes.fill_between(
         x,
         low,
-        np.minimum(high, 3 * outcome.start),  # the diverged end up there
+        np.minimum(
+          high, 3 * outcome.initial_objective
+        ),  # the diverged end up there
         color=style['color'],
         alpha=0.12,
         linewidth=0,

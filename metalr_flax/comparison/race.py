@@ -14,7 +14,7 @@ from metalr_flax.comparison import arena as arena_lib
 from metalr_flax.comparison import contestants
 
 PyTree = Any
-DIVERGED = 10.0  # times the objective at the start, and no less is diverged
+DIVERGED = 10.0  # times the initial objective: a final above it
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,19 +23,19 @@ class Runs:
 
   Attributes:
     steps: inner updates done at each evaluation, int [E].
-    start: the objective before the first update, float [S]; the first batch's
+    initial_objective: before the first update, float [S]; the first batch's
       loss where the batches are the objective.
     curves: the objective at each evaluation, float [E, R, S].
-    learned: the learned learning rate there, NaN without one, [E, R, S].
+    learned_rates: the learned learning rate there, NaN without one, [E, R, S].
     finals: mean of the last tenth of the curves, inf where not finite, [R, S].
-    diverged: whether a run's final is infinite or above ten times its start,
-      bool [R, S].
+    diverged: whether a run's final is infinite or above ten times its initial
+      objective, bool [R, S].
   """
 
   steps: np.ndarray
-  start: np.ndarray
+  initial_objective: np.ndarray
   curves: np.ndarray
-  learned: np.ndarray
+  learned_rates: np.ndarray
   finals: np.ndarray
   diverged: np.ndarray
 
@@ -61,8 +61,8 @@ def train_runs(
   over_seeds = jax.vmap(contestant.init, in_axes=(None, 0))
   init = jax.jit(jax.vmap(over_seeds, in_axes=(0, None)))
   advance = _make_advance(contestant, arena)
-  state = init(rates, arena.starts)
-  start = jax.jit(jax.vmap(_make_measure(arena)))(arena.starts)
+  state = init(rates, arena.initial)
+  initial = jax.jit(jax.vmap(_make_measure(arena)))(arena.initial)
   done, rows = 0, []
   # A step of several updates ends at the last one that is due.
   ends = [point // contestant.updates for point in arena.points]
@@ -74,33 +74,36 @@ def train_runs(
     done = end
   curves, learned = (np.stack(values) for values in zip(*rows, strict=True))
   steps = np.array(ends) * contestant.updates
-  return _make_runs(steps, jax.device_get(start), curves, learned)
+  return _make_runs(steps, jax.device_get(initial), curves, learned)
 
 
 def _make_runs(
-  steps: np.ndarray, start: np.ndarray, curves: np.ndarray, learned: np.ndarray
+  steps: np.ndarray,
+  initial: np.ndarray,
+  curves: np.ndarray,
+  learned: np.ndarray,
 ) -> Runs:
   last = curves[-max(1, len(curves) // 10) :]
   finals = np.mean(last, axis=0, dtype=np.float64)
   finals = np.where(np.isfinite(finals), finals, np.inf)
   return Runs(
     steps=steps,
-    start=start,
+    initial_objective=initial,
     curves=curves,
-    learned=learned,
+    learned_rates=learned,
     finals=finals,
-    diverged=~(finals <= DIVERGED * start),
+    diverged=~(finals <= DIVERGED * initial),
   )
 
 
 def _make_measure(
   arena: arena_lib.Arena,
 ) -> Callable[[arena_lib.Snapshot], jax.Array]:
-  """The objective of a start: the first batch's loss where there is none."""
+  """The objective of a snapshot: the next batch's loss where there is none."""
 
-  def measure_batch(start: arena_lib.Snapshot) -> jax.Array:
-    _, batch = arena.next_batch(start.data_state)
-    return arena.loss_fn(start.params, start.model_state, batch)[0]
+  def measure_batch(snapshot: arena_lib.Snapshot) -> jax.Array:
+    _, batch = arena.next_batch(snapshot.data_state)
+    return arena.loss_fn(snapshot.params, snapshot.model_state, batch)[0]
 
   return arena.objective or measure_batch
 

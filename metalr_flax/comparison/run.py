@@ -1,4 +1,4 @@
-"""The host loop of a comparison: cell after cell, then what they come to."""
+"""Runs a comparison: trains one cell after another and writes the results."""
 
 from collections.abc import Mapping
 import datetime
@@ -56,11 +56,11 @@ def compare(
       files.make_directory(workdir)
       with folder.locked(workdir):
         workdir_lib.write_config(workdir, config)
-        _finish(config, workdir, waiting, arenas, len(found), stop)
+        _train_cells(config, workdir, waiting, arenas, len(found), stop)
         _write_results(config, workdir)
 
 
-def _finish(
+def _train_cells(
   config: Config,
   workdir: pathlib.Path,
   waiting: list[cells.Cell],
@@ -134,7 +134,7 @@ class Clock:
 
 def _work(cell: cells.Cell) -> float:
   """Gradient evaluations, and what compiling is worth in them."""
-  return cell.runs * cell.gradient_evaluations + 20 * cell.num_steps
+  return cell.num_runs * cell.gradient_evaluations + 20 * cell.num_steps
 
 
 def _make_outcome(
@@ -142,22 +142,22 @@ def _make_outcome(
 ) -> outcomes.Outcome:
   with np.errstate(all='ignore'):
     curves = np.mean(runs.curves, axis=2, dtype=np.float64).T
-    learned = np.exp(np.mean(np.log(runs.learned), axis=2)).T
+    learned = np.exp(np.mean(np.log(runs.learned_rates), axis=2)).T
   return outcomes.Outcome(
     cell=cell,
     first_seed=seed,
-    start=float(np.mean(runs.start)),
+    initial_objective=float(np.mean(runs.initial_objective)),
     finals=runs.finals,
     diverged=runs.diverged,
     steps=runs.steps,
     curves=np.where(np.isfinite(curves), curves, np.inf),
-    learned=learned,
+    learned_rates=learned,
     seconds=seconds,
   )
 
 
 def _write_results(config: Config, workdir: pathlib.Path) -> None:
-  """What all finished cells come to, read from their files."""
+  """Writes the results of all finished cells, those of earlier commands too."""
   everything = cells.list_cells(config, selected=False)
   found = workdir_lib.read_cells(workdir, everything)
   finished = list(found.values())

@@ -1,4 +1,4 @@
-"""The standings as rows of a CSV file and as a text for people."""
+"""Makes the standings into a CSV file and into a Markdown table."""
 
 from collections.abc import Iterable
 import csv
@@ -30,7 +30,7 @@ def make_csv(finished: Iterable[outcomes.Outcome]) -> str:
   for outcome in finished:
     cell = outcome.cell
     for i, rate in enumerate(cell.learning_rates or ('',)):
-      for s in range(cell.seeds):
+      for s in range(cell.num_seeds):
         writer.writerow(
           [
             cell.problem,

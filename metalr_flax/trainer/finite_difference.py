@@ -107,14 +107,14 @@ def _differences(
 ) -> dict[str, float]:
   leaves, treedef = jax.tree.flatten(eta)
 
-  def along(place: int) -> Callable[[float], float]:
+  def along(index: int) -> Callable[[float], float]:
     def at(by: float) -> float:
-      moved = [v + by * (i == place) for i, v in enumerate(leaves)]
+      moved = [v + by * (i == index) for i, v in enumerate(leaves)]
       return float(loss(jax.tree.unflatten(treedef, moved)))
 
     return at
 
-  found = [differentiate(along(place)) for place in range(len(leaves))]
+  found = [differentiate(along(index)) for index in range(len(leaves))]
   return bijections.flatten(jax.tree.unflatten(treedef, found), '')
 
 

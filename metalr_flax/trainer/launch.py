@@ -24,7 +24,7 @@ from metalr_flax.trainer import refusals
 MAX_ROWS = 1000  # metrics rows held on the device
 
 
-def run(
+def train(
   config: Mapping[str, Any],
   workdir: pathlib.Path,
   *,
@@ -55,7 +55,7 @@ def run(
     from metalr_flax.trainer import loop
 
     console.set_up_logging()
-    loop.run(
+    loop.train_or_resume(
       loop.Run(
         config=config,
         workdir=workdir,

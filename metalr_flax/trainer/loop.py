@@ -58,7 +58,7 @@ class Run:
     return self.config['num_outer_steps']
 
 
-def run(run: Run, state: state_lib.MetaTrainState) -> None:
+def train_or_resume(run: Run, state: state_lib.MetaTrainState) -> None:
   """Trains from `state`, or goes on where the workdir stopped.
 
   Args:
@@ -140,17 +140,17 @@ def _loop(
         else {}
       )
       if pending:  # while the device works on this chunk
-        pace.note(recorder.record(pending))
+        pace.note(recorder.write_chunk(pending))
       pending = recorder_lib.Pending(
         first=step, chunk=chunk, evaluation=evaluation
       )
       step = end
       if step % run.config['checkpoint_every'] == 0:
-        recorder.record(pending)
+        recorder.write_chunk(pending)
         pending = None
         save(state)
     if pending:
-      recorder.record(pending)
+      recorder.write_chunk(pending)
   except errors.DivergedError as error:
     # `state` is that before the step rejected, whatever was asked for since.
     try:

@@ -36,7 +36,7 @@ class Pending:
 
   Attributes:
     first: outer steps done before it.
-    chunk: its record.
+    chunk: what the device returns of it.
     evaluation: metrics of the state after it, `{}` if that was not evaluated.
   """
 
@@ -91,7 +91,7 @@ def check(workdir: pathlib.Path, record: Mapping[str, Any]) -> None:
 
 
 class Recorder:
-  """Writes a run's metrics to every place that shows them."""
+  """Writes a run's metrics to its files and to the console."""
 
   def __init__(
     self,
@@ -134,7 +134,7 @@ class Recorder:
     self._writer.write_hparams(_hparams(self._config))
     console.say(f'starting in {self._workdir}')
 
-  def record(self, pending: Pending) -> float:
+  def write_chunk(self, pending: Pending) -> float:
     """Writes a chunk's rows, waiting for the device to have done it.
 
     Returns:
@@ -203,8 +203,8 @@ class Recorder:
     for i in range(count):
       step = first + i + 1
       values = {key: float(column[i]) for key, column in columns.items()}
-      places = {'outer_step': step, 'inner_step': step * unroll_length}
-      rows.append({**places, **values, RATE: rate})
+      counts = {'outer_step': step, 'inner_step': step * unroll_length}
+      rows.append({**counts, **values, RATE: rate})
     return rows
 
   def _log(self, rows: list[dict[str, float]]) -> None:

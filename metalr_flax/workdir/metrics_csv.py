@@ -20,11 +20,11 @@ Row = Mapping[str, float]
 def sort_keys(keys: Sequence[str]) -> list[str]:
   """Metric keys by section in reading order, `loss` first in each."""
 
-  def place(key: str) -> tuple[int, bool, str]:
+  def order(key: str) -> tuple[int, bool, str]:
     section = next(i for i, p in enumerate(_ORDER) if key.startswith(p))
     return section, not key.endswith('/loss'), key
 
-  return sorted(keys, key=place)
+  return sorted(keys, key=order)
 
 
 class MetricsFile:

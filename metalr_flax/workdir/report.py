@@ -88,14 +88,14 @@ def _plot(
 
 
 def _last_row(columns: Mapping[str, np.ndarray]) -> dict[str, float]:
-  """The last outer step's values, its place first; no rates, no blanks."""
+  """The last outer step's values, its numbers first; no speed, no blanks."""
   if not len(columns['outer_step']):
     return {'outer_step': 0, 'inner_step': 0}
   row = {key: float(values[-1]) for key, values in columns.items()}
-  places = {key: int(row.pop(key)) for key in ('outer_step', 'inner_step')}
+  counts = {key: int(row.pop(key)) for key in ('outer_step', 'inner_step')}
   kept = {
     key: value
     for key, value in row.items()
     if not key.startswith(('perf/', 'eval/')) and not np.isnan(value)
   }
-  return {**places, **kept}
+  return {**counts, **kept}

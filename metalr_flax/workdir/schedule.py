@@ -51,8 +51,8 @@ def make_schedule(entry: Mapping[str, Any]) -> optax.Schedule:
   values = np.asarray(entry['value'], np.float32)
 
   def schedule(count: jax.typing.ArrayLike) -> jax.Array:
-    place = jnp.searchsorted(jnp.asarray(steps), count, side='right') - 1
-    return jnp.asarray(values)[jnp.maximum(place, 0)]
+    index = jnp.searchsorted(jnp.asarray(steps), count, side='right') - 1
+    return jnp.asarray(values)[jnp.maximum(index, 0)]
 
   return schedule
 
@@ -91,7 +91,7 @@ def save_schedule(
   for name, column in values.items():
     try:
       numbers = [float(value) for value in column]
-      steps = [int(every) * place for place in range(len(numbers))]
+      steps = [int(every) * index for index in range(len(numbers))]
       schedules[name] = {'inner_step': steps, 'value': numbers}
       _check(schedules[name])
     except (TypeError, ValueError) as error:

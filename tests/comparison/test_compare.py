@@ -303,14 +303,16 @@ def test_every_method_trains(method):
   cell = cells.list_cells(config, selected=True)[0]
   arena = arena_lib.build_arena(config, cell.problem)
   contestant = contestants.build_contestant(config, cell, arena)
-  state = contestant.init(1e-2, jax.tree.map(lambda x: x[0], arena.starts))
+  state = contestant.init(1e-2, jax.tree.map(lambda x: x[0], arena.initial))
   state, loss = jax.jit(contestant.step)(state)
   state, _ = jax.jit(contestant.step)(state)
   snapshot, learned = contestant.view(state)
   assert np.isfinite(loss)
   assert np.isnan(learned)
   moved = jax.tree.map(
-    lambda old, new: np.any(old[0] != new), arena.starts.params, snapshot.params
+    lambda old, new: np.any(old[0] != new),
+    arena.initial.params,
+    snapshot.params,
   )
   assert any(jax.tree.leaves(moved))
 
@@ -328,14 +330,14 @@ def test_batches_are_the_objective_where_asked_for():
     contestant, arena, cell.learning_rates, interrupts.StopRequest()
   )
   step = jax.jit(contestant.step)
-  state = contestant.init(1e-2, jax.tree.map(lambda x: x[1], arena.starts))
+  state = contestant.init(1e-2, jax.tree.map(lambda x: x[1], arena.initial))
   losses = []
   for _ in range(16):
     state, loss = step(state)
     losses.append(loss)
   expected = [np.mean(losses[:8]), np.mean(losses[8:])]
   np.testing.assert_allclose(found.curves[:, 1, 1], expected, rtol=1e-4)
-  np.testing.assert_allclose(found.start[1], losses[0], rtol=1e-5)
+  np.testing.assert_allclose(found.initial_objective[1], losses[0], rtol=1e-5)
 
 
 def test_a_method_of_ones_own_is_one_entry(tmp_path, monkeypatch):
@@ -378,7 +380,7 @@ def make_outcome(method, scores, optimizer='adam', diverged=None):
     optimizer=optimizer,
     method=method,
     learning_rates=rates,
-    seeds=1,
+    num_seeds=1,
     num_steps=8,
     digest='',
   )
@@ -386,12 +388,12 @@ def make_outcome(method, scores, optimizer='adam', diverged=None):
   return outcomes.Outcome(
     cell=cell,
     first_seed=0,
-    start=1.0,
+    initial_objective=1.0,
     finals=finals,
     diverged=np.isinf(finals) if diverged is None else diverged,
     steps=np.array([8]),
     curves=finals,
-    learned=finals,
+    learned_rates=finals,
     seconds=0.0,
   )
 
