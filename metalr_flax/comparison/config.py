@@ -72,7 +72,7 @@ def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_name(name: str) -> None:
-  """Refuses the name of a field that a comparison does not have.
+  """Refuses the name of a field that a comparison's config does not have.
 
   Args:
     name: dotted, e.g. `problems.text.num_steps`.

@@ -1,4 +1,4 @@
-"""Makes a method and a problem into three pure functions: begin, step, look."""
+"""Builds contestants: a method on a problem as three pure functions."""
 
 from collections.abc import Callable, Mapping
 import dataclasses

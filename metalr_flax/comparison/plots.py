@@ -1,13 +1,13 @@
-"""Pictures of a comparison.
+"""Draws the pictures of a comparison.
 
-Each is a grid of panels, a row for a problem and a column for an optimizer,
-which a run's single panel has nothing in common with.
+Each is a grid of panels: a row for each problem, a column for each optimizer.
 """
 
 from collections.abc import Callable
+import functools
 import io
 import pathlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,7 +19,25 @@ from metalr_flax.workdir import drawing
 from metalr_flax.workdir import files
 
 _TINY = 1e-12  # where a logarithmic axis ends
-DrawPanel = Callable[[drawing.Axes, str, str], None]
+DrawPanel = Callable[[drawing.Axes, standings_lib.Standings, str, str], None]
+
+
+class Picture(NamedTuple):
+  """A picture of the comparison: a panel for each problem and optimizer.
+
+  Attributes:
+    file: its name, without a suffix.
+    draw: draws one panel.
+    title: the whole picture's.
+    x_label: of the lowest panels.
+    y_label: of the leftmost panels.
+  """
+
+  file: str
+  draw: DrawPanel
+  title: str
+  x_label: str
+  y_label: str
 
 
 def plot_all(folder: pathlib.Path, standings: standings_lib.Standings) -> None:
@@ -29,65 +47,13 @@ def plot_all(folder: pathlib.Path, standings: standings_lib.Standings) -> None:
     folder: where the PNG files go.
     standings: all finished cells.
   """
-  if not standings.pairs:
-    return
-
-  def finals(axes: drawing.Axes, problem: str, optimizer: str) -> None:
-    _draw_finals(axes, standings, problem, optimizer)
-
-  def schedules(axes: drawing.Axes, problem: str, optimizer: str) -> None:
-    _draw_schedules(axes, standings, problem, optimizer)
-
-  def curves(axes: drawing.Axes, problem: str, optimizer: str) -> None:
-    _draw_curves(axes, standings, problem, optimizer, gradients=False)
-
-  def costs(axes: drawing.Axes, problem: str, optimizer: str) -> None:
-    _draw_curves(axes, standings, problem, optimizer, gradients=True)
-
-  _plot(
-    folder / 'final_vs_initial_rate.png',
-    standings,
-    finals,
-    title='Final objective against the learning rate that a run starts from',
-    x_label='initial learning rate',
-    y_label='final objective',
-  )
-  _plot(
-    folder / 'learned_schedules.png',
-    standings,
-    schedules,
-    title='Learning rates learned from each initial rate '
-    '(geometric mean over seeds; dotted: the best constant)',
-    x_label='inner updates',
-    y_label='learning rate',
-  )
-  _plot(
-    folder / 'loss_curves.png',
-    standings,
-    curves,
-    title='Objective while training (mean over seeds; grids: best rate; the '
-    'others: median start, and the range of all starts)',
-    x_label='inner updates',
-    y_label='objective',
-  )
-  _plot(
-    folder / 'loss_curves_by_cost.png',
-    standings,
-    costs,
-    title='Objective by what it cost (a grid pays for all its rates)',
-    x_label='gradient evaluations',
-    y_label='objective',
-  )
+  if standings.pairs:
+    for picture in PICTURES:
+      _plot(folder / f'{picture.file}.png', standings, picture)
 
 
 def _plot(
-  path: pathlib.Path,
-  standings: standings_lib.Standings,
-  draw: DrawPanel,
-  *,
-  title: str,
-  x_label: str,
-  y_label: str,
+  path: pathlib.Path, standings: standings_lib.Standings, picture: Picture
 ) -> None:
   problems = list(dict.fromkeys(p for p, _ in standings.pairs))
   optimizers = list(dict.fromkeys(o for _, o in standings.pairs))
@@ -99,22 +65,22 @@ def _plot(
   )
   canvas = drawing.FigureCanvasAgg(fig)
   panels = fig.subplots(rows, columns, squeeze=False, sharex='row')
-  fig.suptitle(title, fontsize=11, wrap=True)
+  fig.suptitle(picture.title, fontsize=11, wrap=True)
   handles: dict[str, drawing.Artist] = {}
   for i, problem in enumerate(problems):
     for j, optimizer in enumerate(optimizers):
       axes = panels[i, j]
       if (problem, optimizer) in standings.pairs:
-        draw(axes, problem, optimizer)
+        picture.draw(axes, standings, problem, optimizer)
       if not axes.has_data():
         axes.set_axis_off()
       axes.set_title(f'{problem}, {optimizer}', fontsize=9)
       axes.tick_params(which='both', labelsize=7)
       axes.grid(True, alpha=0.25)
       if j == 0:
-        axes.set_ylabel(y_label, fontsize=8)
+        axes.set_ylabel(picture.y_label, fontsize=8)
       if i == rows - 1:
-        axes.set_xlabel(x_label, fontsize=8)
+        axes.set_xlabel(picture.x_label, fontsize=8)
       lines, names = axes.get_legend_handles_labels()
       handles |= dict(zip(names, lines, strict=True))
   if handles:
@@ -154,7 +120,7 @@ def _draw_finals(
   problem: str,
   optimizer: str,
 ) -> None:
-  """Lines over the rate; a diverged one is a cross at the upper edge."""
+  """Draws lines over the rates; a diverged run is a cross at the upper edge."""
   axes.set(xscale='log', yscale='log')
   kinds = methods_lib.Kind.GRID, methods_lib.Kind.STARTS
   for outcome in _found(standings, problem, optimizer, *kinds):
@@ -218,7 +184,7 @@ def _draw_curves(
   *,
   gradients: bool,
 ) -> None:
-  """A line for each method, and a band over its starts."""
+  """Draws a line for each method, and a band over its starts."""
   axes.set(yscale='log', xscale='log' if gradients else 'linear')
   kinds = methods_lib.Kind.GRID, methods_lib.Kind.STARTS
   for outcome in _found(standings, problem, optimizer, *kinds):
@@ -248,3 +214,37 @@ def _draw_curves(
       label=cell.method,
       **style,
     )
+
+
+PICTURES = (
+  Picture(
+    'final_vs_initial_rate',
+    _draw_finals,
+    title='Final objective against the learning rate that a run starts from',
+    x_label='initial learning rate',
+    y_label='final objective',
+  ),
+  Picture(
+    'learned_schedules',
+    _draw_schedules,
+    title='Learning rates learned from each initial rate '
+    '(geometric mean over seeds; dotted: the best constant)',
+    x_label='inner updates',
+    y_label='learning rate',
+  ),
+  Picture(
+    'loss_curves',
+    functools.partial(_draw_curves, gradients=False),
+    title='Objective while training (mean over seeds; grids: best rate; the '
+    'others: median start, and the range of all starts)',
+    x_label='inner updates',
+    y_label='objective',
+  ),
+  Picture(
+    'loss_curves_by_cost',
+    functools.partial(_draw_curves, gradients=True),
+    title='Objective by what it cost (a grid pays for all its rates)',
+    x_label='gradient evaluations',
+    y_label='objective',
+  ),
+)

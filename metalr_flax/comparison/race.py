@@ -1,4 +1,4 @@
-"""Trains a cell: all its learning rates and seeds as one program."""
+"""Trains a cell: all its learning rates and seeds in one program."""
 
 from collections.abc import Callable
 import dataclasses

@@ -1,7 +1,8 @@
-"""Who won: ratios of final objectives, and what they come to.
+"""Ranks the methods by ratios of their scores.
 
-A ratio is a score over another; a score is the mean over the seeds, inf where
-one of them diverged. Below 1 the first is better. Up to `TIE` counts as level.
+A score is the mean final objective over the seeds, inf where one of them
+diverged; a ratio is one score over another. Below 1 the first is better, up to
+`TIE` they count as level.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -198,7 +199,7 @@ def geometric_mean(ratios: Sequence[float]) -> float:
 
 
 def summarize(standings: Standings) -> dict[str, Any]:
-  """What `summary.json` holds; null stands for infinite and for not finished.
+  """The content of `summary.json`; null stands for infinite or not finished.
 
   `share_won` is of the (problem, optimizer, start) that end level with the
   best constant rate or better.

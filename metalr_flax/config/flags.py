@@ -1,4 +1,4 @@
-"""The command line: flags in, a checked config and a workdir out, no JAX."""
+"""Reads a command line into a checked config and a workdir, without JAX."""
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
@@ -25,7 +25,7 @@ _FLAGS = ('config', 'workdir', 'help')
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Arguments:
-  """What a command line asks for.
+  """The config and the workdir that a command line asks for.
 
   Attributes:
     config: the resolved config, plain JSON values.

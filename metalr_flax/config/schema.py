@@ -3,7 +3,7 @@
 The tables are literal and import no JAX.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 import math
 import re
 from typing import Any, NamedTuple
@@ -165,6 +165,23 @@ def to_plain(config: Mapping[str, Any]) -> dict[str, Any]:
     ConfigError: for a value that is neither, or a number that is not finite.
   """
   return _plain('', config)
+
+
+def flatten(
+  config: Mapping[str, Any], prefix: str = ''
+) -> Iterator[tuple[str, Any]]:
+  """Yields a config's values with their dotted names.
+
+  Args:
+    config: nested mapping; an empty mapping is a value.
+    prefix: what the names start with.
+  """
+  for key, value in config.items():
+    name = f'{prefix}{key}'
+    if isinstance(value, Mapping) and value:
+      yield from flatten(value, f'{name}.')
+    else:
+      yield name, value
 
 
 def _plain(name: str, value: Any, depth: int = 0) -> Any:

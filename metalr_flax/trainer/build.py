@@ -1,6 +1,6 @@
-"""From a checked config to the objects of a run.
+"""Builds the objects of a run from its checked config.
 
-Here is decided what takes JAX or the user's own code to decide; a mistake is
+What only JAX or the user's own code can decide is checked here; a mistake is
 still answered before anything is written.
 """
 

@@ -1,4 +1,4 @@
-"""Evaluation of a model on data that it was never trained on."""
+"""Evaluates a model on data that it was never trained on."""
 
 from collections.abc import Callable, Iterable
 from typing import Any

@@ -1,4 +1,4 @@
-"""The meta-gradient of a config against finite differences, in float64."""
+"""Compares a config's meta-gradient with finite differences, in float64."""
 
 from collections.abc import Callable
 import dataclasses
@@ -70,7 +70,7 @@ def compare(
   problem: problem_lib.Problem,
   estimator: meta_gradient.Estimator,
 ) -> list[Row]:
-  """dF/deta of the window at `state` against a central difference.
+  """Compares dF/deta of the window at `state` with a central difference.
 
   The difference is of fourth order, of the outer loss itself: nothing of the
   estimator is in it.

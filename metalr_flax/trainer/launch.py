@@ -1,4 +1,4 @@
-"""From a checked config to a running loop.
+"""Starts a run: builds its objects, compiles its program, enters its loop.
 
 XLA compiles in one thread while another imports what the host loop needs:
 Orbax, CLU and matplotlib take nearly as long as the compiler.
@@ -31,7 +31,7 @@ def train(
   command: str,
   stop: interrupts.StopRequest,
 ) -> None:
-  """Trains as `config` says, or goes on where `workdir` stopped.
+  """Trains as `config` says, or goes on where the run in `workdir` stopped.
 
   Args:
     config: resolved, as `config.resolve` returns it.

@@ -1,4 +1,4 @@
-"""A finished run back in the hand: its model, its config, its schedule."""
+"""Loads a run from its workdir: its model, its config and its schedule."""
 
 import pathlib
 from typing import Any

@@ -1,4 +1,4 @@
-"""Names to things: classes and factories, their arguments checked first."""
+"""Finds the class or function that a config names; checks its arguments."""
 
 from collections.abc import Callable, Mapping
 import importlib
@@ -28,7 +28,7 @@ def find_factory(field: str, name: str) -> Callable:
 
 
 def find(field: str, name: str) -> Any:
-  """What `package.module:Name` stands for."""
+  """Imports what `package.module:Name` names."""
   module_name, _, class_name = name.partition(':')
   try:
     with errors.exits_refused(f'{field}={name}'):
@@ -41,7 +41,7 @@ def find(field: str, name: str) -> Any:
 
 
 def construct(field: str, cls: type, arguments: dict[str, Any]) -> Any:
-  """An instance of `cls`; what it says against its arguments is an error line.
+  """Makes an instance of `cls`; arguments that it refuses are an error line.
 
   A TypeError from inside the user's own constructor keeps its traceback: there
   it is a bug to be found, here it is a value of the wrong type.

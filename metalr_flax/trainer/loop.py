@@ -1,4 +1,4 @@
-"""The host loop: chunks of outer steps, and what is written between them.
+"""The host loop: trains in chunks of outer steps and writes between them.
 
 One chunk is one device call. While the device works on a chunk, the host writes
 the metrics of the one before. A chunk ends where the state is evaluated or
@@ -32,7 +32,7 @@ ChunkFn = Callable[..., tuple[state_lib.MetaTrainState, outer.Chunk]]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
-  """What a run works with.
+  """A run: its config, its folder and the objects that it works with.
 
   Attributes:
     config: resolved, as `config.resolve` returns it.
@@ -124,7 +124,7 @@ def _loop(
   recorder: recorder_lib.Recorder,
   save: '_Saver',
 ) -> state_lib.MetaTrainState:
-  """Chunk after chunk until the run is done or a signal came."""
+  """Trains chunk after chunk until the run is done or a signal came."""
   step = int(state.step)
   outer_steps = run.outer_steps()
   pace = _Pace(run)
@@ -153,14 +153,7 @@ def _loop(
       recorder.write_chunk(pending)
   except errors.DivergedError as error:
     # `state` is that before the step rejected, whatever was asked for since.
-    try:
-      good = run.workdir / folder.STATE / str(save.last(state))
-    except errors.StorageError as storage_error:
-      raise errors.StorageError(f'{error}; and {storage_error}') from error
-    raise errors.DivergedError(
-      f'{error}; the last good checkpoint is {good}; lower '
-      f'inner.learning_rate or meta.learning_rate in a new --workdir='
-    ) from error
+    raise _keep_last_good(run, state, save, error) from error
   save.last(state)
   if run.stop and step < run.num_outer_steps:
     raise errors.Interrupted(
@@ -168,6 +161,23 @@ def _loop(
       f'run the same command to go on'
     )
   return state
+
+
+def _keep_last_good(
+  run: Run,
+  state: state_lib.MetaTrainState,
+  save: '_Saver',
+  error: errors.DivergedError,
+) -> errors.MetalrError:
+  """Saves the state of a diverged run; returns the error that says where."""
+  try:
+    good = run.workdir / folder.STATE / str(save.last(state))
+  except errors.StorageError as storage_error:
+    return errors.StorageError(f'{error}; and {storage_error}')
+  return errors.DivergedError(
+    f'{error}; the last good checkpoint is {good}; lower inner.learning_rate '
+    f'or meta.learning_rate in a new --workdir='
+  )
 
 
 class _Saver:
@@ -198,7 +208,7 @@ class _Saver:
 
 
 class _Pace:
-  """How long the next chunk is: to the next cadence, but never too long."""
+  """Chooses the length of the next chunk: to the next cadence, or shorter."""
 
   def __init__(self, run: Run):
     self._run = run

@@ -1,4 +1,4 @@
-"""Everything that a run writes as it goes: rows, events and lines."""
+"""Writes what a run shows as it goes: rows, TensorBoard events and lines."""
 
 from collections.abc import Iterator, Mapping
 import contextlib
@@ -53,7 +53,7 @@ def opened(
   state: state_lib.MetaTrainState,
   record: Mapping[str, Any],
 ) -> Iterator['Recorder']:
-  """A recorder that goes on where a checkpoint's record says.
+  """Opens a recorder that goes on where a checkpoint's record says.
 
   Args:
     workdir: the run's folder.
@@ -123,7 +123,7 @@ class Recorder:
     )
 
   def greet(self, *, resumed: bool) -> None:
-    """Says what is about to happen and notes the config of this start."""
+    """Prints the parameters and the devices, and logs the config."""
     console.say(self._params)
     console.say(f'devices: {", ".join(str(d) for d in jax.devices())}')
     text = json.dumps(self._config, indent=2)
@@ -164,7 +164,7 @@ class Recorder:
     return rate
 
   def flush(self) -> dict[str, Any]:
-    """Hands all that is written to the system; a checkpoint's record of it."""
+    """Puts all rows and events on the disk; returns a checkpoint's record."""
     self._writer.flush()
     return {
       **self._metrics.flush(),
@@ -276,13 +276,11 @@ def _hparams(config: Mapping[str, Any]) -> dict[str, Any]:
   change is left out.
   """
   may_change = {'num_outer_steps', *schema.CADENCES}
-  return dict(_leaves({k: v for k, v in config.items() if k not in may_change}))
-
-
-def _leaves(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-  for key, value in config.items():
-    if isinstance(value, Mapping):
-      yield from ((f'{key}.{name}', leaf) for name, leaf in _leaves(value))
-    else:
-      plain = isinstance(value, (bool, int, float, str))
-      yield key, value if plain else json.dumps(value)
+  kept = {k: v for k, v in config.items() if k not in may_change}
+  return {
+    name: value
+    if isinstance(value, (bool, int, float, str))
+    else json.dumps(value)
+    for name, value in schema.flatten(kept)
+    if value != {}
+  }

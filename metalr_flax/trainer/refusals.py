@@ -1,4 +1,4 @@
-"""What tracing a run raises, as an error line with the field to blame."""
+"""Turns what tracing a run raises into an error line that names a field."""
 
 from collections.abc import Iterator, Mapping
 import contextlib
@@ -12,7 +12,7 @@ from metalr_flax.engine import losses
 
 @contextlib.contextmanager
 def tracing(config: Mapping[str, Any]) -> Iterator[None]:
-  """Answers what tracing an outer step raises with the field to blame.
+  """Turns what tracing an outer step raises into a ConfigError.
 
   Args:
     config: the run's.
@@ -27,7 +27,7 @@ def tracing(config: Mapping[str, Any]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _learnable() -> Iterator[None]:
-  """Answers a meta-gradient that there is not, or that is 0."""
+  """Refuses a meta-gradient that cannot be computed, or that is always 0."""
   try:
     yield
   except forward_gradient.NoForwardRuleError as error:
@@ -44,10 +44,10 @@ def _learnable() -> Iterator[None]:
 
 @contextlib.contextmanager
 def fitting(model: str, task: str) -> Iterator[None]:
-  """Answers a model and a task that do not fit each other with an error line.
+  """Refuses a model and a task that do not fit each other.
 
-  With a class of the user's own it may as well be a bug of theirs, which needs
-  its traceback; not so what the engine says of a loss.
+  Where a class is the user's own, an exception may be a bug of theirs and keeps
+  its traceback, apart from what the engine says of a loss.
 
   Args:
     model: the model's name in the config.

@@ -1,4 +1,4 @@
-"""The door to Orbax: writes a state's arrays into a folder and reads them back.
+"""The only user of Orbax: writes a state's arrays to a folder and reads them.
 
 Orbax takes some paths for patterns or for addresses, TensorStore below it
 shortens `..` without regard to links: what is given to them is the real path,

@@ -1,4 +1,4 @@
-"""The door to matplotlib, for pictures in files and for nothing else.
+"""The only import of matplotlib, which draws into files and nowhere else.
 
 Jupyter names a module of its own in MPLBACKEND, for every process that it
 starts, and matplotlib cannot be imported where that module is not installed.

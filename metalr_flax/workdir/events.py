@@ -1,4 +1,4 @@
-"""The door to CLU: TensorBoard events, progress and the parameter overview.
+"""The only user of CLU: TensorBoard events, progress, a table of parameters.
 
 CLU 0.0.12 imports TensorFlow through one leaf, the summary writer, for no more
 than writing event files. A module of that name which writes through
@@ -42,7 +42,7 @@ _UNIQUE = itertools.count()
 
 
 class SummaryWriter:
-  """What CLU's writer of the same name does, without TensorFlow."""
+  """CLU's writer of TensorBoard events, rebuilt without TensorFlow."""
 
   def __init__(self, logdir: str, first: int = 0):
     now, process = time.time(), f'{socket.gethostname()}.{os.getpid()}'

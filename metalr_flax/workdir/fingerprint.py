@@ -1,4 +1,4 @@
-"""What a state is, in words: to tell whether another is the same."""
+"""Describes a state and hashes it, to tell whether another is the same."""
 
 from collections.abc import Mapping
 import hashlib
@@ -76,7 +76,7 @@ def check_savable(values: Any, config: Mapping[str, Any]) -> None:
 
 
 def environment() -> dict[str, str]:
-  """What the bits of a result depend on beside the program."""
+  """Versions and devices, on which a result's last bits depend."""
   versions = {name: metadata.version(name) for name in _PACKAGES}
   device = jax.devices()[0]
   return {
@@ -88,7 +88,7 @@ def environment() -> dict[str, str]:
 
 
 def warn_of_changes(saved: Mapping[str, str]) -> None:
-  """Warns where the bits may come out otherwise than in the run saved."""
+  """Warns where the last bits may differ from those of the run saved."""
   for name, now in environment().items():
     if saved.get(name) != now:
       logging.warning(

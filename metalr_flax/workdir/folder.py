@@ -1,8 +1,7 @@
-"""The workdir: who may write in it, and for which config.
+"""The workdir: one run at a time may write in it, and of one config only.
 
-One writer at a time, held by an advisory lock on the directory itself: no lock
-file to be left behind, and the system drops the lock of a killed run. Readers
-never take it.
+The lock is an advisory one on the directory itself: no lock file is left
+behind, and the system drops the lock of a killed run. Readers never take it.
 """
 
 from collections.abc import Iterator, Mapping
@@ -38,7 +37,7 @@ _PASSING = (
 
 @files.retried
 def check_writable(path: pathlib.Path) -> None:
-  """Refuses a workdir that could not be written, leaving nothing behind.
+  """Refuses a workdir that cannot be written; leaves nothing behind.
 
   Raises:
     ConfigError: naming the directory and the system's reason.
@@ -87,7 +86,7 @@ def _unwritable(path: pathlib.Path, reason: str) -> errors.ConfigError:
 
 
 class Lock:
-  """The lock of a workdir that is held, on the directory as it was then."""
+  """A lock that is held, on the directory that had the workdir's name then."""
 
   def __init__(self, directory: int, path: pathlib.Path):
     self._directory = directory
@@ -140,7 +139,7 @@ def _lock(directory: int, path: pathlib.Path) -> None:
   try:
     try:
       fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:  # somebody may only have looked, see _check_free
+    except BlockingIOError:  # it may be a check of another run: _check_free
       time.sleep(0.1)
       fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
   except OSError as error:
@@ -153,7 +152,7 @@ def _lock(directory: int, path: pathlib.Path) -> None:
 
 
 def check(path: pathlib.Path, config: Mapping[str, Any], command: str) -> None:
-  """All that can be said of a workdir before the run; see `check_config`.
+  """Refuses a workdir that this run cannot use, before JAX is imported.
 
   Raises:
     ConfigError: where it cannot be written.
@@ -184,7 +183,7 @@ def _check_temporary() -> None:
 
 
 def _check_free(path: pathlib.Path) -> None:
-  """Says at once, before anything is imported, that another run is there."""
+  """Refuses a workdir where another run is under way."""
   if path.is_dir():
     with locked(path):
       pass
@@ -221,8 +220,8 @@ def check_config(
         f'({foreign[0]}); choose an empty --workdir='
       )
     return
-  old = dict(_leaves(read_config(path)))
-  new = dict(_leaves(config))
+  old = dict(schema.flatten(read_config(path)))
+  new = dict(schema.flatten(config))
   for name in sorted({*old, *new}, reverse=True):  # a key before its mapping
     before, after = old.get(name, '(absent)'), new.get(name, '(absent)')
     if before != after and not _may_change(name, before, after):
@@ -256,15 +255,6 @@ def _may_change(name: str, before: Any, after: Any) -> bool:
   if name == 'num_outer_steps':
     return isinstance(before, int) and after > before
   return name in schema.CADENCES
-
-
-def _leaves(tree: Any, prefix: str = '') -> Iterator[tuple[str, Any]]:
-  for key, value in tree.items():
-    name = f'{prefix}{key}'
-    if isinstance(value, Mapping) and value:
-      yield from _leaves(value, f'{name}.')
-    else:
-      yield name, value
 
 
 def _free_name(path: pathlib.Path) -> pathlib.Path:

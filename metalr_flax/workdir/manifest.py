@@ -1,8 +1,8 @@
-"""A directory's manifest: what must be in it, to the bit.
+"""The manifest of a directory: its files, with the SHA-256 of each.
 
 Orbax loads a large array with a flipped bit without a word, and takes an empty
-directory for a checkpoint. A manifest lists the SHA-256 of every file, and is
-written last: a directory without one was never finished.
+directory for a checkpoint. The manifest is written last: a directory without
+one was never finished.
 """
 
 from collections.abc import Mapping
@@ -98,7 +98,7 @@ def _hash(path: pathlib.Path) -> str | None:
 
 
 def _is_file(path: pathlib.Path) -> bool:
-  """False for a link to nowhere, and for a pipe, which nobody may fill."""
+  """False for a link to nowhere, and for a pipe: reading it may never end."""
   try:
     return stat.S_ISREG(os.stat(path).st_mode)
   except (FileNotFoundError, NotADirectoryError):

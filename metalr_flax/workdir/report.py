@@ -1,4 +1,4 @@
-"""What a run leaves behind at its end: results, schedule and plot."""
+"""Writes the files of a run's end: results, schedule and plot."""
 
 from collections.abc import Mapping
 import math

@@ -1,4 +1,4 @@
-"""Saves in the background: one checkpoint at a time, the newest kept."""
+"""Saves checkpoints in the background, one at a time."""
 
 from collections.abc import Callable, Iterator, Mapping
 import concurrent.futures
@@ -24,7 +24,7 @@ _COMPARE_EVERY = 10
 def opened(
   directory: pathlib.Path, check: Callable[[], None] = lambda: None
 ) -> Iterator['Checkpoints']:
-  """Checkpoints in a directory; the last save is finished at the end.
+  """Opens the checkpoints of a directory; the last save is finished at the end.
 
   Args:
     directory: where they are.

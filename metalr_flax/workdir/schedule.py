@@ -1,4 +1,4 @@
-"""The learned schedule: `schedule.json`, and the optax schedule it holds."""
+"""The learned schedule: writes `schedule.json`, and reads it for optax."""
 
 from collections.abc import Mapping, Sequence
 import pathlib
