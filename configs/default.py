@@ -3,8 +3,13 @@
   python -m metalr_flax.main --config=configs/default.py
 
 It takes about 4 seconds on two cores. The learning rate starts at 0.1, peaks at
-0.158 after about 60 outer steps and ends at 0.0628; theta ends at 9.92 and
-eval/loss at 0.62 (the noise's share is 0.5).
+0.158 after about 60 outer steps and ends at 0.0628; theta ends at 9.92, where
+the answer is 10, and eval/loss at 0.62, where the noise in the data is 0.5.
+
+Each update sees one sample, so theta jumps about 10 and eval/loss with it; the
+four values that are printed happen to rise. Over the outer steps 50 to 500
+theta is off by 0.126 (root mean square), over the last 500 by 0.080: that is
+what the falling rate is for, and the plot shows it.
 
 It repeats optax's meta-learning example, sample for sample:
 https://optax.readthedocs.io/en/latest/_collections/examples/meta_learning.html

@@ -1,4 +1,4 @@
-"""What a person reads while a run goes on."""
+"""The lines on stdout and stderr that tell a person how a run goes."""
 
 from collections.abc import Callable, Mapping
 import datetime
@@ -66,7 +66,7 @@ def say(text: str) -> None:
 
 
 class Progress:
-  """A line on where the run is: at evaluations, and at least every while.
+  """Prints how far a run has come, at each evaluation or every few seconds.
 
   Attributes:
     every_secs: seconds between lines where there is no evaluation.
@@ -74,17 +74,29 @@ class Progress:
 
   every_secs = 5.0
 
-  def __init__(self, start: int, num_outer_steps: int):
+  def __init__(
+    self, start: int, num_outer_steps: int, known_answers: Mapping[str, float]
+  ):
+    """Starts the clock.
+
+    Args:
+      start: outer steps done.
+      num_outer_steps: outer steps of the whole run.
+      known_answers: what a perfect model would end at, as
+        `Task.known_answers` returns it; shown in brackets.
+    """
     self._total = num_outer_steps
+    self._answers = known_answers
     self._step = start
     self._said = time.monotonic()
 
   def __call__(self, step: int, row: Mapping[str, float]) -> None:
-    """Says where the run is, if there is something to say.
+    """Prints a line if there was an evaluation or the last line is old.
 
     Args:
       step: outer steps done.
-      row: metrics of that step, by public key.
+      row: metrics of that step, by public key, with the learned values that
+        were in use in it.
     """
     now = time.monotonic()
     evaluated = any(key.startswith('eval/') for key in row)
@@ -96,11 +108,31 @@ class Progress:
     left = datetime.timedelta(seconds=round((self._total - step) / rate))
     width = len(str(self._total))
     values = '  '.join(
-      f'{key.removeprefix("hyperparams/")} {value:.4g}'
+      self._format(key, value)
       for key, value in row.items()
-      if key.startswith('hyperparams/') or key.rpartition('/')[2] in _SHOWN
+      if key.startswith('hyperparams/')
+      or key.rpartition('/')[2] in (*_SHOWN, *self._answers)
     )
     say(
       f'step {step:{width}}/{self._total} ({100 * step // self._total:3}%)  '
       f'{values}  | {rate:,.1f} steps/s, {left} left'
     )
+
+  def say_answers(self) -> None:
+    """Prints the known answers, where there are any."""
+    known = [
+      f'{name} {value:g}' + ' (the noise in the data)' * (name == 'loss')
+      for name, value in self._answers.items()
+    ]
+    if known:
+      say(
+        f'a perfect model would end at, in brackets below: {", ".join(known)}'
+      )
+
+  def _format(self, key: str, value: float) -> str:
+    """A value, with its answer where it is not that of one batch."""
+    section, _, name = key.rpartition('/')
+    shown = key.removeprefix('hyperparams/').removeprefix('params/')
+    answered = name in self._answers and section in ('eval', 'params')
+    answer = f' ({self._answers[name]:g})' if answered else ''
+    return f'{shown} {value:.4g}{answer}'

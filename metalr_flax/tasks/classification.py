@@ -30,6 +30,7 @@ class Classification(task.Task):
   """
 
   input_name: str
+  loss_label = 'cross-entropy (nats)'
 
   def __init__(
     self,

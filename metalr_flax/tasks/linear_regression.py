@@ -30,6 +30,8 @@ class LinearRegression(task.Task):
     eval_size: samples in the evaluation batch, drawn from another key.
   """
 
+  loss_label = 'half squared error'
+
   def __init__(
     self,
     batch_size: int = 1,
@@ -86,3 +88,7 @@ class LinearRegression(task.Task):
     """`theta`, where the model has that parameter."""
     theta = getattr(model, 'theta', None)
     return {} if theta is None else {'theta': theta[...]}
+
+  def known_answers(self) -> dict[str, float]:
+    """The slope, and the noise's share of the loss, which no theta avoids."""
+    return {'loss': self.noise**2 / 2, 'theta': self.slope}

@@ -25,7 +25,13 @@ class Task(abc.ABC):
   device call: pure JAX on what `data_state` holds and on arrays that belong to
   the task. `data_state` is saved with every checkpoint, so it holds the
   position (a key, a counter), never the data.
+
+  Attributes:
+    loss_label: what the loss measures and its unit, for the picture of a run,
+      e.g. 'cross-entropy (nats)'.
   """
+
+  loss_label = 'loss'
 
   @abc.abstractmethod
   def init(self, rng: jax.Array) -> PyTree:
@@ -77,4 +83,15 @@ class Task(abc.ABC):
   def summarize(self, model: nnx.Module) -> dict[str, jax.Array]:
     """Scalars of the model itself to log at each step, as `params/<name>`."""
     del model
+    return {}
+
+  def known_answers(self) -> dict[str, float]:
+    """The values that a perfect model would end at, where they are known.
+
+    The picture of a run has a line there, and the console says them.
+
+    Returns:
+      Numbers by name: `loss`, which is what the noise in the data leaves, and
+      names of `summarize`. Nothing, as here, where no answer is known.
+    """
     return {}

@@ -43,6 +43,7 @@ class Text(task.Task):
   """
 
   vocab_size = 256
+  loss_label = 'cross-entropy (nats a byte)'
 
   def __init__(
     self,

@@ -46,6 +46,8 @@ class Experiment:
     estimator: how a window is differentiated.
     initial: initial value of every learned hyperparameter, by group label
       where there are groups.
+    loss_label: what the task's loss measures, for pictures.
+    known_answers: the values that a perfect model would end at, by name.
   """
 
   problem: problem_lib.Problem
@@ -56,6 +58,8 @@ class Experiment:
   meta_tx: optax.GradientTransformation
   estimator: meta_gradient.Estimator
   initial: dict[str, Any]
+  loss_label: str
+  known_answers: dict[str, float]
 
 
 def build(config: Config) -> Experiment:
@@ -104,6 +108,8 @@ def build(config: Config) -> Experiment:
     meta_tx=meta_tx,
     estimator=estimator,
     initial=initial,
+    loss_label=getattr(task, 'loss_label', tasks.Task.loss_label),
+    known_answers=_known_answers(task),
   )
 
 
@@ -260,3 +266,8 @@ def _summarizer(task: tasks.Task, split: functional.Split) -> Callable:
 
 def _eval_batches(task: tasks.Task) -> Any:
   return task.eval_batches() if hasattr(task, 'eval_batches') else ()
+
+
+def _known_answers(task: tasks.Task) -> dict[str, float]:
+  known = task.known_answers() if hasattr(task, 'known_answers') else {}
+  return {name: float(value) for name, value in known.items()}

@@ -5,8 +5,10 @@ import contextlib
 import dataclasses
 import json
 import math
+import os
 import pathlib
 import shlex
+import sys
 import time
 from typing import Any
 
@@ -110,7 +112,7 @@ class Recorder:
     self._writer = writer
     self._first = int(state.step)
     total = config['num_outer_steps']
-    self._line = console.Progress(self._first, total)
+    self._line = console.Progress(self._first, total, experiment.known_answers)
     self._progress = events.ReportProgress(
       num_train_steps=total, every_secs=30.0
     )
@@ -130,9 +132,11 @@ class Recorder:
     self._writer.write_texts(self._first, {'config': f'```json\n{text}\n```'})
     if resumed:
       console.say(f'resuming from outer step {self._first} in {self._workdir}')
+      self._line.say_answers()
       return
     self._writer.write_hparams(_hparams(self._config))
     console.say(f'starting in {self._workdir}')
+    self._line.say_answers()
 
   def write_chunk(self, pending: Pending) -> float:
     """Writes a chunk's rows, waiting for the device to have done it.
@@ -176,22 +180,27 @@ class Recorder:
     self._metrics.flush()
     values = {f'eval/{n}': float(v) for n, v in evaluation.items()}
     columns, picture = report.write_learned(
-      self._workdir, self._config, self._experiment.initial
+      self._workdir,
+      self._config,
+      self._experiment.initial,
+      loss_label=self._experiment.loss_label,
+      known_answers=self._experiment.known_answers,
     )
     step = self._config['num_outer_steps']
     self._writer.write_images(step, {'plots/learning_rate': picture})
     self._writer.flush()
     # Last: with its results a run counts as finished.
     results = report.write_results(self._workdir, columns, values)
-    shown = '  '.join(
-      f'{k} nan' if v is None else f'{k} {v:.6g}' for k, v in results.items()
-    )
-    console.say(f'done: {shown}')
+    learned = {k: v for k, v in results.items() if k in self._learned}
+    measured = {k: v for k, v in results.items() if k not in learned}
+    console.say(f'done: {_shown(measured)}')
+    if learned:
+      console.say(f'learned at the end: {_shown(learned)}')
     logdir = _logdir(self._workdir)
     console.say(
       f'everything is in {self._workdir}: {folder.METRICS}, '
       f'{folder.RESULTS}, {folder.SCHEDULE}, {folder.PLOT}\n'
-      f'look at it: tensorboard --logdir={shlex.quote(str(logdir))} '
+      f'look at it: {_tensorboard()} --logdir={shlex.quote(str(logdir))} '
       f'--host=localhost'
     )
 
@@ -217,8 +226,16 @@ class Recorder:
       if logged:
         self._writer.write_scalars(step, logged)
     if rows:
-      self._line(int(rows[-1]['outer_step']), rows[-1])
+      self._line(int(rows[-1]['outer_step']), rows[-1] | self._used(rows))
       self._progress(int(rows[-1]['outer_step']))
+
+  def _used(self, rows: list[dict[str, float]]) -> dict[str, float]:
+    """The learned values that made the last row's losses.
+
+    The row itself has those of the next window.
+    """
+    before = rows[-2] if len(rows) > 1 else self._learned
+    return {key: float(before[key]) for key in self._learned}
 
   def _diverged(
     self, step: int, chunk: outer.Chunk, row: int
@@ -257,6 +274,21 @@ def _metric_keys(
   )
   blank = {'meta/loss', 'meta/grad_norm'}  # columns of every estimator
   return [*({*metrics} | blank), *(f'eval/{name}' for name in evaluation), RATE]
+
+
+def _shown(values: Mapping[str, Any]) -> str:
+  return '  '.join(
+    f'{k} nan' if v is None else f'{k} {v:.6g}' for k, v in values.items()
+  )
+
+
+def _tensorboard() -> str:
+  """The command as it works in a shell without the environment activated."""
+  path = pathlib.Path(sys.executable).with_name('tensorboard')
+  if not path.exists():
+    return path.name
+  within = path.is_relative_to(pathlib.Path.cwd())
+  return shlex.quote(os.path.relpath(path) if within else str(path))
 
 
 def _logdir(workdir: pathlib.Path) -> pathlib.Path:

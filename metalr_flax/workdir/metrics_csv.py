@@ -1,4 +1,10 @@
-"""`metrics.csv`: a row per outer step, floats that read back exactly."""
+"""`metrics.csv`: a row per outer step, floats that read back exactly.
+
+A row shows the state after its window: `train/loss` is the mean of the window's
+K losses, each before its update, but `hyperparams/*` of row i are what window
+i + 1 will use. The rate that made the loss of row i is that of row i - 1, and
+of row 1 the initial one; `schedule.json` has them in this order.
+"""
 
 from collections.abc import Mapping, Sequence
 import csv

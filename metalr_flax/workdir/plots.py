@@ -1,50 +1,64 @@
-"""Pictures of a run."""
+"""The picture of a run: the learned values above the loss that they gave."""
 
 from collections.abc import Mapping
 import io
 import pathlib
+from typing import Any
 
 import numpy as np
 
 from metalr_flax.workdir import drawing
 from metalr_flax.workdir import files
 
+_SMOOTHED = 100  # running means in a run
+_MOST_NAMES = 12  # in a legend
 
-def plot_learned(
+Columns = Mapping[str, np.ndarray]
+
+
+def plot_run(
   path: pathlib.Path,
   *,
   optimizer: str,
-  learned: Mapping[str, tuple[np.ndarray, np.ndarray]],
-  progress: tuple[str, np.ndarray, np.ndarray],
+  schedules: Mapping[str, Mapping[str, Any]],
+  columns: Columns,
+  loss_label: str,
+  known_answers: Mapping[str, float],
 ) -> np.ndarray:
-  """Draws what was learned above and what came of it below.
+  """Draws what was learned, the losses, and values whose answer is known.
+
+  A window's loss stands below the values that were in use in this window.
 
   Args:
     path: the PNG file to write.
     optimizer: the inner optimizer's name for the title, e.g. 'RMSProp'.
-    learned: by hyperparameter name, inner steps and values.
-    progress: label, inner steps and values of the lower panel.
+    schedules: content of `schedule.json`.
+    columns: of `metrics.csv`.
+    loss_label: what the loss measures, e.g. 'cross-entropy (nats)'.
+    known_answers: as `Task.known_answers` returns them; each is a line.
 
   Returns:
     The picture, uint8 [height, width, 4].
   """
   fig = drawing.figure.Figure(figsize=(8, 6), dpi=120, layout='constrained')
   canvas = drawing.FigureCanvasAgg(fig)
-  upper, lower = fig.subplots(2, 1, sharex=True)
-  names = [name.replace('_', ' ') for name in learned]
+  shown = {
+    name: answer
+    for name, answer in known_answers.items()
+    if f'params/{name}' in columns
+  }
+  panels = fig.subplots(2 + len(shown), 1, sharex=True)
+  names = [name.replace('_', ' ') for name in schedules]
   whose = names[0] if len(names) == 1 else 'hyperparameters'
-  fig.suptitle(f"Meta-learning {optimizer}'s {whose}")
-  for name, (steps, values) in zip(names, learned.values(), strict=True):
-    upper.step(steps, values, where='post', color=None, label=name)
-  upper.set_ylabel(names[0] if len(names) == 1 else 'value')
-  if len(names) > 1:
-    upper.legend()
-  label, steps, values = progress
-  lower.plot(steps, values, color='tab:orange', linewidth=0.8)
-  lower.set_ylabel(label)
-  lower.set_xlabel('inner updates')
-  for axes in (upper, lower):
-    _set_log_scale(axes)
+  fig.suptitle(f"{optimizer}'s {whose}, learned while training")
+  panels[0].set_title(_ends(schedules, columns), fontsize=9, wrap=True)
+  _draw_learned(panels[0], schedules)
+  _draw_losses(panels[1], columns, loss_label, known_answers.get('loss'))
+  for axes, (name, answer) in zip(panels[2:], shown.items(), strict=True):
+    _draw_answered(axes, name, columns, answer)
+  for axes in panels:
+    axes.grid(True, which='both', alpha=0.25)
+  panels[-1].set_xlabel('inner updates')
   canvas.draw()
   pixels = np.asarray(canvas.buffer_rgba())
   png = io.BytesIO()
@@ -53,14 +67,126 @@ def plot_learned(
   return pixels
 
 
+def _ends(schedules: Mapping[str, Mapping[str, Any]], columns: Columns) -> str:
+  """The final values in words; of one learned value, not of many."""
+  ends = {}
+  if len(schedules) == 1:
+    (name, schedule), *_ = schedules.items()
+    ends[name.replace('_', ' ')] = schedule['value'][-1:]
+  ends['training loss'] = _running_mean(columns['train/loss'])
+  for name in ('evaluation loss', 'accuracy'):
+    key = f'eval/{name.removeprefix("evaluation ")}'
+    evaluated = columns.get(key, np.array([]))
+    ends[name] = evaluated[np.isfinite(evaluated)]
+  shown = [f'{name} {v[-1]:.3g}' for name, v in ends.items() if len(v)]
+  updates = int(max(columns['inner_step'], default=0))
+  return f'after {updates:,} updates: {", ".join(shown)}'
+
+
+def _draw_learned(
+  axes: drawing.Axes, schedules: Mapping[str, Mapping[str, Any]]
+) -> None:
+  names = [name.replace('_', ' ') for name in schedules]
+  for name, schedule in zip(names, schedules.values(), strict=True):
+    axes.step(
+      schedule['inner_step'], schedule['value'], where='post', label=name
+    )
+  axes.set_ylabel(names[0] if len(names) == 1 else 'value')
+  if 1 < len(names) <= _MOST_NAMES:
+    axes.legend(fontsize=8)
+  _set_log_scale(axes)
+
+
+def _draw_losses(
+  axes: drawing.Axes, columns: Columns, label: str, answer: float | None
+) -> None:
+  """The loss of each window over the whole window, as it is a mean of it."""
+  ends, losses = columns['inner_step'], columns['train/loss']
+  if len(losses):
+    edges = np.concatenate([[0], ends])
+    axes.step(
+      edges,
+      np.append(losses, losses[-1]),
+      where='post',
+      color='tab:orange',
+      alpha=0.35,
+      linewidth=0.8,
+      label='training, each window',
+    )
+    count = _window(losses)
+    axes.plot(
+      (edges[:-1] + edges[1:]) / 2,
+      _running_mean(losses),
+      color='tab:orange',
+      label=f'training, mean of {count} windows',
+    )
+  evaluated = columns.get('eval/loss', np.full_like(losses, np.nan))
+  known = np.isfinite(evaluated)
+  if np.any(known):
+    axes.plot(
+      ends[known],
+      evaluated[known],
+      'o-',
+      color='tab:green',
+      markersize=4,
+      linewidth=0.8,
+      label='evaluation, unseen data',
+    )
+  if answer is not None and answer > 0:  # 0 has no place on a log scale
+    _draw_answer(axes, answer, f'noise in the data: {answer:g}')
+  axes.set_ylabel(label)
+  if axes.has_data():
+    axes.legend(fontsize=8, loc='upper right')
+  _set_log_scale(axes)
+
+
+def _draw_answered(
+  axes: drawing.Axes, name: str, columns: Columns, answer: float
+) -> None:
+  """A value of the model around its answer, close enough to see it settle."""
+  values = columns[f'params/{name}']
+  axes.plot(
+    columns['inner_step'], values, color='tab:purple', linewidth=0.8, label=name
+  )
+  _draw_answer(axes, answer, f'answer: {answer:g}')
+  axes.set_ylabel(name)
+  axes.legend(fontsize=8, loc='upper right')
+  late = np.abs(values[len(values) // 10 :] - answer)
+  reach = 1.2 * np.max(late, initial=0)
+  if np.isfinite(reach) and reach > 0:
+    axes.set_ylim(answer - reach, answer + reach)
+
+
+def _draw_answer(axes: drawing.Axes, answer: float, label: str) -> None:
+  axes.axhline(
+    answer, color='black', linestyle='--', linewidth=0.8, label=label
+  )
+
+
+def _window(values: np.ndarray) -> int:
+  """How many values a running mean takes together."""
+  return max(1, len(values) // _SMOOTHED)
+
+
+def _running_mean(values: np.ndarray) -> np.ndarray:
+  """Means of what surrounds each value, of fewer at both ends, [n]."""
+  if not len(values):
+    return values
+  ones = np.ones(_window(values))
+  return np.convolve(values, ones, 'same') / np.convolve(
+    np.ones_like(values), ones, 'same'
+  )
+
+
 def _set_log_scale(axes: drawing.Axes) -> None:
   """A log scale with plain numbers, several of them on a short range too."""
   if not np.isfinite(axes.dataLim.minposy):
     return  # nothing to show yet, or nothing above 0
   axes.set_yscale('log')
-  axes.grid(True, which='both', alpha=0.25)
   axes.yaxis.set_major_formatter(drawing.ticker.StrMethodFormatter('{x:g}'))
   low, high = axes.get_ylim()
+  if 10 * low <= high < 1000 * low:
+    axes.yaxis.set_major_locator(drawing.ticker.LogLocator(subs=(1, 2, 5)))
   if high < 10 * low:
     axes.yaxis.set_major_locator(drawing.ticker.MaxNLocator(6))
     axes.yaxis.set_minor_locator(drawing.ticker.NullLocator())

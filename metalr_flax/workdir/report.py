@@ -23,7 +23,12 @@ _SPELLING = {
 
 
 def write_learned(
-  workdir: pathlib.Path, config: Mapping[str, Any], initial: Mapping[str, Any]
+  workdir: pathlib.Path,
+  config: Mapping[str, Any],
+  initial: Mapping[str, Any],
+  *,
+  loss_label: str,
+  known_answers: Mapping[str, float],
 ) -> tuple[Mapping[str, np.ndarray], np.ndarray]:
   """Writes `schedule.json` and the plot.
 
@@ -32,6 +37,8 @@ def write_learned(
     config: the resolved config.
     initial: value of each learned hyperparameter in the first window, by group
       label where there are groups.
+    loss_label: what the loss measures, as the task says it.
+    known_answers: lines in the plot, as the task gives them.
 
   Returns:
     The columns of `metrics.csv` and the picture, uint8 [height, width, 4].
@@ -41,7 +48,16 @@ def write_learned(
     initial, columns, config['meta']['unroll_length']
   )
   files.write_json(workdir / folder.SCHEDULE, schedules)
-  return columns, _plot(workdir, config, schedules, columns)
+  optimizer = config['inner']['optimizer']
+  picture = plots.plot_run(
+    workdir / folder.PLOT,
+    optimizer=_SPELLING.get(optimizer, optimizer),
+    schedules=schedules,
+    columns=columns,
+    loss_label=loss_label,
+    known_answers=known_answers,
+  )
+  return columns, picture
 
 
 def write_results(
@@ -64,27 +80,6 @@ def write_results(
   results = {k: v if math.isfinite(v) else None for k, v in results.items()}
   files.write_json(workdir / folder.RESULTS, results)
   return results
-
-
-def _plot(
-  workdir: pathlib.Path,
-  config: Mapping[str, Any],
-  schedules: schedule.Schedules,
-  columns: Mapping[str, np.ndarray],
-) -> np.ndarray:
-  progress = 'training loss', columns['train/loss']
-  if 'params/theta' in columns:
-    progress = 'theta', columns['params/theta']
-  optimizer = config['inner']['optimizer']
-  return plots.plot_learned(
-    workdir / folder.PLOT,
-    optimizer=_SPELLING.get(optimizer, optimizer),
-    learned={
-      name: (np.asarray(s['inner_step']), np.asarray(s['value']))
-      for name, s in schedules.items()
-    },
-    progress=(progress[0], columns['inner_step'], progress[1]),
-  )
 
 
 def _last_row(columns: Mapping[str, np.ndarray]) -> dict[str, float]:

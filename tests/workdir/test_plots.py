@@ -1,0 +1,69 @@
+"""The picture of a run: what stands above what, and the ends of a run."""
+
+import numpy as np
+import pytest
+
+from metalr_flax.workdir import drawing
+from metalr_flax.workdir import plots
+
+K = 6
+
+
+def columns(count, **more):
+  ends = K * np.arange(1.0, count + 1)
+  return {
+    'inner_step': ends,
+    'train/loss': 2.0 + np.arange(count),
+    'eval/loss': np.where(ends % (2 * K), np.nan, 3.0),
+    **more,
+  }
+
+
+def schedules(count, *names):
+  steps = [K * i for i in range(count + 1)]
+  values = [0.1 * (i + 1) for i in range(count + 1)]
+  return {n: {'inner_step': steps, 'value': values} for n in names}
+
+
+@pytest.mark.parametrize('count', [0, 1, 250])
+@pytest.mark.parametrize(
+  'names', [(), ('learning_rate',), tuple('abcdefghijklmn')]
+)
+def test_a_run_of_any_length_has_a_picture(tmp_path, count, names):
+  pixels = plots.plot_run(
+    tmp_path / 'plot.png',
+    optimizer='Adam',
+    schedules=schedules(count, *names),
+    columns=columns(count, **{'params/theta': np.full(count, 9.9)}),
+    loss_label='half squared error',
+    known_answers={'loss': 0.5, 'theta': 10.0, 'unseen': 1.0},
+  )
+  assert pixels.shape == (720, 960, 4)
+  assert (tmp_path / 'plot.png').read_bytes().startswith(b'\x89PNG')
+
+
+def test_a_loss_stands_below_the_rate_that_made_it():
+  upper, lower = drawing.figure.Figure().subplots(2, 1)
+  plots._draw_learned(upper, schedules(3, 'learning_rate'))
+  plots._draw_losses(lower, columns(3), 'loss', 0.0)
+  rate, loss = upper.lines[0], lower.lines[0]
+  assert rate.get_drawstyle() == loss.get_drawstyle() == 'steps-post'
+  np.testing.assert_array_equal(rate.get_xdata(), loss.get_xdata())
+  np.testing.assert_allclose(rate.get_ydata()[:3], [0.1, 0.2, 0.3])
+  np.testing.assert_allclose(loss.get_ydata()[:3], [2, 3, 4])
+  labels = [line.get_label() for line in lower.lines]
+  assert not any('noise' in label for label in labels)  # 0 on a log scale
+
+
+def test_final_values_are_said_in_words():
+  words = plots._ends(schedules(4, 'learning_rate'), columns(4))
+  assert words == (
+    'after 24 updates: learning rate 0.5, training loss 5, evaluation loss 3'
+  )
+
+
+def test_running_mean_is_of_what_there_is():
+  np.testing.assert_allclose(plots._running_mean(np.full(555, 3.0)), 3.0)
+  ramp = plots._running_mean(np.arange(301.0))  # means of 3
+  np.testing.assert_allclose(ramp[1:-1], np.arange(1, 300))
+  assert ramp[0] == 0.5
