@@ -1,9 +1,10 @@
-"""Imports run downward, each library has one door, files stay small."""
+"""Imports run downward, and each library has one door."""
 
 import ast
 import graphlib
 import importlib
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -12,21 +13,23 @@ import pytest
 import metalr_flax
 
 PACKAGE = pathlib.Path(metalr_flax.__file__).parent
-# From the bottom up: what each folder, or file of the top, may import besides
-# itself.
-BASE = ('errors', 'interrupts', 'console', 'engine', 'models', 'tasks')
-RULES = {
-  **dict.fromkeys(BASE, ()),
-  'tuning': ('engine',),
-  'config': ('errors', 'engine.ranges'),
-  'workdir': ('errors', 'config.schema', 'engine'),
-  'trainer': (*BASE, 'tuning', 'config', 'workdir'),
-  'comparison': (*BASE, 'tuning', 'config', 'workdir', 'trainer'),
-  **dict.fromkeys(
-    ('main', 'audit', 'compare'),
-    (*BASE, 'tuning', 'config', 'workdir', 'trainer', 'comparison'),
-  ),
-}
+ROOT = PACKAGE.parent
+
+
+def _rules():
+  """What each folder, or file of the top, may import, by CONTRIBUTING.md."""
+  text = (ROOT / 'CONTRIBUTING.md').read_text()
+  block = re.search(r'^```\n(errors .*?)^```', text, re.DOTALL | re.MULTILINE)
+  rules = {}
+  for line in block[1].splitlines():
+    places, allowed = line.split(': ')
+    words = {'nothing': (), 'everything above': (*rules,)}
+    found = words.get(allowed, tuple(allowed.split()))
+    rules |= dict.fromkeys(places.split(), found)
+  return rules
+
+
+RULES = _rules()
 DOORS = {
   'orbax': {'workdir.arrays'},
   'etils': {'workdir.arrays'},
@@ -71,6 +74,14 @@ def test_imports_run_downward(path):
       pytest.fail(name)
     allowed = tuple(f'{other}.' for other in (place, *RULES[place]))
     assert f'{name}.'.startswith(allowed), f'{_name(path)} imports {name}'
+
+
+def test_the_seven_rules_name_every_folder_and_file_of_the_top():
+  places = {_name(path).split('.')[0] for path in FILES}
+  assert {*RULES} == places - {'__init__'}
+  assert RULES['tasks'] == ()
+  assert 'workdir' in RULES['trainer']
+  assert 'comparison' not in RULES['trainer']
 
 
 def test_imports_make_no_circle():
