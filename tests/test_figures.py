@@ -7,6 +7,7 @@ After a benchmark ran again these tests say what to write.
 
 import csv
 import json
+import math
 import pathlib
 import re
 import statistics
@@ -33,8 +34,12 @@ OVERALL = COMPARISON['overall']
 AGAINST = OVERALL['geometric_mean_against']
 DIVERGED = OVERALL['diverged_runs']
 MODELS = load('meta_gradient.json')['problems']
+TEXT = load('text_transformer.json')
+START = 1e-5  # where self_tuning starts from any rate above
+CAP = COMPARISON['rules']['cap_in_geometric_means']
 with (RESULTS / 'comparison/comparison.csv').open() as file:
   RUNS = list(csv.DictReader(file))
+GRID = {run['learning_rate'] for run in RUNS if run['method'] == 'constant'}
 
 
 def ratios(kind, *problems):
@@ -46,13 +51,27 @@ def ratios(kind, *problems):
   }
 
 
-def every(kind, *problems):
-  """The same of all starts: least and largest of each pair, flat."""
-  return [r for rs in ratios(kind, *problems).values() for r in rs]
-
-
 def medians(problem, *optimizers):
   return [ratios('median', problem)[problem, name] for name in optimizers]
+
+
+def count_runs(start):
+  """Seeds of all pairs: what one start of self_tuning has."""
+  return sum(
+    run['method'] == 'self_tuning' and float(run['learning_rate']) == start
+    for run in RUNS
+  )
+
+
+def geometric_mean(against):
+  """self_tuning's score over a best rate's, from the start of most rates."""
+  logs = []
+  for pair in COMPARISON['pairs']:
+    place = pair['self_tuning']['starts'].index(START)
+    ratio = pair['self_tuning']['scores'][place] / pair[against]['score']
+    assert 1 / CAP < ratio < CAP
+    logs.append(math.log(ratio))
+  return math.exp(statistics.mean(logs))
 
 
 def cost(model, key):
@@ -78,11 +97,6 @@ def times(estimator, models=('mlp',)):
 
 def extremes(values):
   return min(values), max(values)
-
-
-def count_level_pairs():
-  tie = COMPARISON['rules']['tie']
-  return sum(worst <= tie for worst in ratios('worst').values())
 
 
 def cosines(kind):
@@ -112,34 +126,31 @@ ALL = tuple(MODELS)
 SAVING_ROW = '| {} | {:.0f} ms | {:.0f} ms | {:.2f} | {:.0f} ms |'
 # (document, its words, the figures)
 FIGURES = [
-  (README, 'over a bare Python loop | {:.0f}x ({:.0f} to {:.0f}) |', (LOOPS['ratio'], LOOPS['ratio_min'], LOOPS['ratio_max'])),
-  (README, "that loop's own script | {:.2f}x the time ({:.2f} to {:.2f}) |", (COMMANDS['ratio'], COMMANDS['ratio_min'], COMMANDS['ratio_max'])),
-  (README, 'for each of {} problems x {} optimizers', (len({p for p, _ in ratios('best')}), len({o for _, o in ratios('best')}))),
-  (README, 'best constant of a {}-point grid | {} runs | {:.2f} ({:.2f} to {:.1f};', (13, 13, AGAINST['constant'], *extremes(every('ratios')))),
-  (README, 'level or better from {:.0%} of {} starts, from every start in {} of {} pairs', (OVERALL['share_won'], OVERALL['starts'], count_level_pairs(), len(COMPARISON['pairs']))),
-  (README, 'best cosine of the grid, which knows the horizon | 13 runs | {:.2f},', (AGAINST['cosine'],)),
-  (README, 'prodigy, dadapt_adamw with a cosine | 1 run | {:.2f}, {:.2f} |', (AGAINST['prodigy_cosine'], AGAINST['dadapt_adamw_cosine'])),
-  (README, 'momo_adam, mechanize, prodigy, cocob | 1 run | {:.2f}, {:.2f}, {:.2f}, {:.2f} |', [AGAINST[m] for m in ('momo_adam', 'mechanize', 'prodigy', 'cocob')]),
-  (README, 'dowg, dog, dadapt_adamw, schedule_free_adamw | 1 run | {:.2f}, {:.2f}, {:.2f}, {:.2f} |', [AGAINST[m] for m in ('dowg', 'dog', 'dadapt_adamw', 'schedule_free_adamw')]),
-  (README, '| {} of {} (constants {} of {}) |', (*OURS.values(), *CONSTANT.values())),
-  (README, "{:.2f}x to {:.2f}x a transformer's training step", cost('transformer', 'ratio')),
-  (README, "{:.2f}x to {:.2f}x an MLP's", cost('MLP', 'ratio')),
-  (README, 'with {:.2f}x to {:.2f}x and {:.1f}x to {:.1f}x the memory', (*cost('transformer', 'memory_ratio'), *cost('MLP', 'memory_ratio'))),
-  (README, 'costs {:.2f}x the memory of plain training, the same for any K', (size('forward', '512'),)),
-  (README, "reverse at K = 512: {:.0f}x, {:.0f}x forward's", (size('reverse', '512'), size('reverse', '512', over='forward'))),
-  (README, '{:.2f}x / {:.2f}x the time at K = 8 / 64', times('forward')),
-  (README, 'with the Hessian on a quarter of the batch {:.2f}x / {:.2f}x', times('forward, subsample 1/4')),
-  (README, 'without it {:.2f}x / {:.2f}x', times('forward, no curvature')),
+  (README, 'best constant of {} rates (geometric mean over {} problems x optimizers, {} runs) | {:.2f}x |', (len(GRID), len(COMPARISON['pairs']), count_runs(START), geometric_mean('constant'))),
+  (README, 'best cosine of {} peaks, which knows the run\'s length | {:.2f}x |', (len(GRID), geometric_mean('cosine'))),
+  (README, 'from two starts (all rates above 1e-5 are one) | {} of {} |', (OURS['diverged'], count_runs(1e-6) + count_runs(START))),
+  (README, "worst of {} (a transformer's at most {:.2f}x) | {:.2f}x |", (len(load('self_tuning.json')), cost('transformer', 'ratio')[1], cost('', 'ratio')[1])),
+  (README, 'unseen text in the picture\'s run (training loss {:.2f}) | {:.2f} nats |', (TEXT['train/loss'], TEXT['eval/loss'])),
+  (README, 'over plain training, any K | {:.2f}x |', (size('forward', '512'),)),
+  (README, '(the digits MLP) ends {:.0f} to {:.0f} times above its best constant rate', extremes(ratios('median', 'digits_mlp').values())),
   (TUNING, 'Geometric mean {:.2f} over the best constant of the grid, {:.2f} over the best cosine.', (AGAINST['constant'], AGAINST['cosine'])),
   (TUNING, '{:.0%} of the starts are level or better', (OVERALL['share_won'],)),
   (TUNING, "{:.2f} to {:.1f} of the best constant, but SGD's {:.2f} on the drift", (*extremes([r for pair, rs in ratios('ratios', *NOISY).items() for r in rs if pair != ('drifting_target', 'sgd')]), ratios('worst')['drifting_target', 'sgd'])),
   (TUNING, 'text {:.2f} to {:.2f}, convolutional digits {:.2f} (Adam), {:.2f} (RMSProp), {:.1f} (SGD)', (*extremes(ratios('median', 'text').values()), *medians('digits_cnn', 'adam', 'rmsprop', 'sgd'))),
   (TUNING, 'the digits MLP {:.0f}, {:.0f} and {:.0f} after 2000', medians('digits_mlp', 'adam', 'rmsprop', 'sgd')),
   (TUNING, "(digits MLP): {:.0f} to {:.0f} times the best constant's training loss", extremes(ratios('median', 'digits_mlp').values())),
-  (TUNING, 'No run of {} diverged', (OURS['runs'] if not OURS['diverged'] else '?',)),
-  (TUNING, 'know the horizon, by {:.0f} and {:.0f}%', (100 - 100 * AGAINST['prodigy_cosine'], 100 - 100 * AGAINST['dadapt_adamw_cosine'])),
-  (TUNING, "{:.2f}x to {:.2f}x of a transformer's step", cost('transformer', 'ratio')),
-  (TUNING, "{:.2f}x to {:.2f}x of an MLP's", cost('MLP', 'ratio')),
+  (TUNING, 'No run of {} diverged; {} of {} with constants did', (OURS['runs'] if not OURS['diverged'] else '?', *CONSTANT.values())),
+  (TUNING, "know the run's length, {:.2f} and {:.2f};", (AGAINST['prodigy_cosine'], AGAINST['dadapt_adamw_cosine'])),
+  (TUNING, 'momo_adam, mechanize, prodigy, cocob {:.2f}, {:.2f}, {:.2f}, {:.2f};', [AGAINST[m] for m in ('momo_adam', 'mechanize', 'prodigy', 'cocob')]),
+  (TUNING, 'dowg, dog, dadapt_adamw, schedule_free_adamw {:.2f}, {:.2f}, {:.2f}, {:.2f}.', [AGAINST[m] for m in ('dowg', 'dog', 'dadapt_adamw', 'schedule_free_adamw')]),
+  (TUNING, "{:.2f}x to {:.2f}x of a transformer's step and {:.2f}x to {:.2f}x of its memory", (*cost('transformer', 'ratio'), *cost('transformer', 'memory_ratio'))),
+  (TUNING, "{:.2f}x to {:.2f}x of an MLP's on 128 examples and {:.1f}x to {:.1f}x of its memory", (*cost('MLP', 'ratio'), *cost('MLP', 'memory_ratio'))),
+  (ENGINE, '{:.2f}x that of plain training on the MLP; reverse mode\'s does, at K = 512 it is {:.0f}x', (size('forward', '512'), size('reverse', '512'))),
+  (ENGINE, 'on the MLP {:.2f}x / {:.2f}x at K = 8 / 64', times('forward')),
+  (ENGINE, 'with the Hessian on a quarter of the batch {:.2f}x / {:.2f}x', times('forward, subsample 1/4')),
+  (ENGINE, 'without it {:.2f}x / {:.2f}x', times('forward, no curvature')),
+  (ENGINE, "does {:.0f}x as many outer steps a second as the example's bare Python loop ({:.0f} to {:.0f})", (LOOPS['ratio'], LOOPS['ratio_min'], LOOPS['ratio_max'])),
+  (ENGINE, "takes {:.2f}x the time of that loop's script", (COMMANDS['ratio'],)),
   (ENGINE, '| `forward` | constant in K | {:.1f}-{:.1f}x plain, exact', extremes(times('forward', ALL))),
   (ENGINE, '| `reverse` | grows with K | {:.0f}-{:.0f}x plain, exact', extremes(times('reverse', ALL))),
   (ENGINE, '(medians {:.2f} and {:.2f}; {} and {} of {} positive)', (cosines('subsample')[0], cosines('none')[0], cosines('subsample')[1], *cosines('none')[1:])),
@@ -148,12 +159,11 @@ FIGURES = [
 ]  # fmt: skip
 # Ratios that no benchmark gave: aims, and what plain training is by definition.
 NOT_MEASURED = {
-  README: {'1.15x', '2.5x', '2.88x', '1.7x'},
   ENGINE: {'1x'},
 }
 DOCUMENTS = [
   README,
-  *sorted(f'docs/{p.name}' for p in (ROOT / 'docs').iterdir()),
+  *sorted(f'docs/{p.name}' for p in (ROOT / 'docs').glob('*.md')),
 ]
 
 
@@ -185,6 +195,10 @@ def test_every_ratio_is_in_the_table_above(document):
   assert found <= NOT_MEASURED.get(document, set())
 
 
+def _cosine(pair):
+  return pair['cosine']['score'] / pair['constant']['score']
+
+
 def test_what_the_pages_say_of_the_results_in_words():
   finals = [
     float(run['final'])
@@ -197,5 +211,8 @@ def test_what_the_pages_say_of_the_results_in_words():
     for method, value in AGAINST.items()
     if method not in ('constant', 'cosine')
   )
+  pairs = COMPARISON['pairs']
+  behind = [p['self_tuning']['median'] > _cosine(p) for p in pairs]
+  assert sum(behind) > len(pairs) / 2
   assert at_the_edge('breast_cancer') == (3, 3)
   assert at_the_edge('drifting_target') == (2, 3)

@@ -1,0 +1,99 @@
+"""What README.md and docs/ show is what works.
+
+The python blocks of a page run in their order, as one program, in a folder of
+their own; commands and paths name what there is.
+"""
+
+import importlib
+import pathlib
+import re
+
+import pytest
+import runs
+
+import metalr_flax
+
+ROOT = pathlib.Path(__file__).parents[1]
+PAGES = [
+  'README.md',
+  'CONTRIBUTING.md',
+  *sorted(f'docs/{p.name}' for p in ROOT.glob('docs/*.md')),
+]
+# Runs that a page supposes, by the folder below checkpoints/.
+RUNS = {'docs/own_loop.md': ['default']}
+
+
+def blocks(page, language):
+  text = (ROOT / page).read_text()
+  return re.findall(rf'^```{language}\n(.*?)^```', text, re.S | re.M)
+
+
+@pytest.mark.parametrize(
+  'page', [page for page in PAGES if blocks(page, 'python')]
+)
+def test_code_runs_as_it_is_printed(page, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  for config in RUNS.get(page, []):
+    runs.run_here(tmp_path / 'checkpoints' / config, num_outer_steps=4)
+  code = '\n'.join(blocks(page, 'python'))
+  exec(compile(code, page, 'exec'), {'__name__': 'docs'})
+
+
+@pytest.mark.parametrize('page', PAGES)
+def test_links_and_paths_lead_somewhere(page):
+  text = (ROOT / page).read_text()
+  folder = (ROOT / page).parent
+  for link in re.findall(r'\]\(([^)#]*)', text):
+    assert link.startswith('https://') or (folder / link).exists(), link
+  named = r'\b((?:docs|tests|configs|benchmarks)/[\w./]+\.\w+)'
+  for path in re.findall(named, text):
+    assert (ROOT / path).exists(), path
+
+
+@pytest.mark.parametrize('page', PAGES)
+def test_commands_name_programs_that_exist(page):
+  text = (ROOT / page).read_text()
+  for module in re.findall(r'-m (metalr_flax\.\w+)', text):
+    assert callable(importlib.import_module(module).main)
+
+
+def test_the_journeys_stop_at_functions_that_exist():
+  text = (ROOT / 'docs/journeys.md').read_text()
+  for journey in text.split('\n## ')[1:]:
+    lines = [line for line in journey.splitlines()[1:] if line]
+    stops = [re.match(r'\d+\. `([\w/.]+)`, `(\w+)`: ', x) for x in lines]
+    assert all(stops), journey
+    assert len({stop.groups() for stop in stops}) == len(lines) <= 12
+    for stop in stops:
+      file, function = stop.groups()
+      source = (ROOT / 'metalr_flax' / file).read_text()
+      assert f'def {function}(' in source, stop[0]
+
+
+def test_readme_can_be_read_in_one_go():
+  assert len((ROOT / 'README.md').read_text().splitlines()) <= 100
+
+
+def test_commands_of_the_readme_need_no_activated_environment():
+  for line in ''.join(blocks('README.md', 'sh')).splitlines():
+    for command in line.split('&&'):
+      assert command.split()[0].startswith(('.venv/bin/', 'python3')), command
+
+
+def test_the_linters_are_those_of_ci():
+  ci = (ROOT / '.ci/run').read_text()
+  hooks = (ROOT / '.pre-commit-config.yaml').read_text()
+  entries = re.findall(r'entry: (.*)', hooks)
+  assert len(entries) == 3
+  for command in entries:
+    assert f'\n{command}\n' in f'{ci}\n'
+    assert command in (ROOT / 'CONTRIBUTING.md').read_text()
+
+
+def test_the_version_is_one():
+  version = metalr_flax.__version__
+  for file, line in (
+    ('CITATION.cff', f'version: {version}'),
+    ('pyproject.toml', f'version = "{version}"'),
+  ):
+    assert line in (ROOT / file).read_text().splitlines()
