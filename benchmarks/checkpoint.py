@@ -41,7 +41,7 @@ RESULTS = ROOT / 'benchmarks/results'
 
 @contextlib.contextmanager
 def without(*, fsync: bool = False, sealing: bool = False) -> Iterator[None]:
-  """Leaves out what is named."""
+  """Saves without fsync, or without manifest, as asked for."""
   with contextlib.ExitStack() as stack:
     if fsync:
       stack.enter_context(mock.patch.object(os, 'fsync'))

@@ -1,4 +1,4 @@
-"""How good are the cheap meta-gradients along a real run?
+"""How close the cheap meta-gradients come to the exact one along a run.
 
   python benchmarks/curvature.py [--steps=300]
 
@@ -30,7 +30,7 @@ DISCOUNT = 0.99
 
 
 def cosine(one: dict, other: dict) -> float:
-  """Between two meta-gradients, over all their etas."""
+  """The cosine between two meta-gradients, over all their etas."""
   a, b = (jnp.stack(jax.tree.leaves(g)) for g in (one, other))
   return float(jnp.vdot(a, b) / (jnp.linalg.norm(a) * jnp.linalg.norm(b)))
 

@@ -164,7 +164,7 @@ def to_markdown(results: dict[str, Any]) -> str:
 
 
 def plot(results: dict[str, Any], path: pathlib.Path) -> None:
-  """Memory against K, one panel a model: does it grow?"""
+  """Draws memory against K, one panel a model."""
   problems = results['problems']
   fig = figure.Figure(figsize=(5 * len(problems), 4), layout='constrained')
   panels = fig.subplots(1, len(problems), squeeze=False)[0]

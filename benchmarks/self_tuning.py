@@ -166,7 +166,7 @@ def to_markdown(rows: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-  """The command."""
+  """Measures, prints a table, writes the JSON and the Markdown."""
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('--quick', action='store_true', help='3 rounds, no files')
   quick = parser.parse_args().quick

@@ -1,4 +1,4 @@
-r"""Learn an optimizer's hyperparameters while it trains.
+r"""Learns an optimizer's hyperparameters while it trains.
 
     eta <- eta - meta_tx(dF/deta),
     F(eta) = meta_loss(theta_K),

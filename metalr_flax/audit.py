@@ -1,4 +1,4 @@
-"""Checks the meta-gradient of a config of yours against finite differences.
+"""Checks the meta-gradient of a config against finite differences.
 
   python -m metalr_flax.audit --config=configs/default.py
       [--config.<field>=VALUE ...]

@@ -1,4 +1,4 @@
-"""Compares self_tuning with tuned baselines, on your problems or these.
+"""Compares self_tuning with tuned baselines, on seven problems or your own.
 
   python -m metalr_flax.compare --config=configs/compare.py
       [--config.only=PROBLEM,PROBLEM] [--config.methods=METHOD,METHOD]
@@ -9,8 +9,8 @@ is written to <workdir>/cells/; the same command goes on where it stopped, and
 `only` and `methods` may change. The results are comparison.csv, summary.json,
 table.md and plots/, over all cells finished so far.
 
-After a change of the code itself take another workdir, or delete the cells
-that it concerns: a cell knows its config, not the code that it was made with.
+A cell records its config, not the code that made it: after a change of the code
+take another workdir, or delete the cells that the change concerns.
 
 Exit status: 0 done, 2 bad flags or config, 3 workdir refused, 5 storage failed,
 75 interrupted with all finished cells saved.

@@ -16,7 +16,7 @@ _SHOWN = ('loss', 'accuracy', 'learning_rate')
 
 
 def set_up_logging() -> None:
-  """Absl's log on stderr: our own notes and CLU's, warnings of all others."""
+  """Sends the log to stderr: our lines and CLU's, warnings of all others."""
   if not flags.FLAGS.is_parsed():
     flags.FLAGS.mark_as_parsed()  # or absl remarks on it at the first line
   logging.use_absl_handler()
@@ -41,9 +41,9 @@ def _show(hook: Callable[[Any], Any], unraisable: Any) -> None:
 def _is_for_people(record: python_logging.LogRecord) -> bool:
   orbax = f'{os.sep}orbax{os.sep}' in record.pathname
   if record.exc_info and (orbax or record.name == 'asyncio'):
-    return False  # Orbax raises the same error, which gets a line of ours
+    return False  # Orbax raises the same error, which we print in one line
   if f'{os.sep}clu{os.sep}platform{os.sep}' in record.pathname:
-    return False  # notes for a cluster's page; what they say was printed
+    return False  # notes for a cluster's page; they repeat what was printed
   ours = f'{os.sep}metalr_flax{os.sep}', f'{os.sep}clu{os.sep}'
   return record.levelno >= python_logging.WARNING or any(
     folder in record.pathname for folder in ours
@@ -53,7 +53,7 @@ def _is_for_people(record: python_logging.LogRecord) -> bool:
 def say(text: str) -> None:
   """Prints a line at once, also where stdout is a file or a pipe.
 
-  A run is not given up because nobody can read it any more.
+  A run goes on where its stdout is closed.
   """
   encoding = getattr(sys.stdout, 'encoding', None) or 'utf-8'
   # A path may have letters that a terminal does not know.

@@ -12,7 +12,7 @@ import sys
 
 
 class MetalrError(Exception):
-  """Base class: a run that must end with `status` and one line on stderr."""
+  """Base class of what ends a command with `status` and one line on stderr."""
 
   status = 1
 
@@ -44,7 +44,7 @@ class DivergedError(MetalrError):
 
 
 class StorageError(MetalrError):
-  """Files could not be written any more while the run was under way."""
+  """A file could not be read or written while the run was under way."""
 
   status = 5
 
@@ -62,10 +62,10 @@ class Interrupted(MetalrError):
 
 
 def text_of(error: BaseException) -> str:
-  """An exception's message, also of one that has none or cannot say it."""
+  """The message of an exception, `no message` where it has none."""
   try:
     return str(error) or 'no message'
-  except Exception:  # of a class of the user's own
+  except Exception:  # raised by a class of the user's own
     return 'no message'
 
 
@@ -91,9 +91,9 @@ def exits_refused(what: str) -> Iterator[None]:
 
 
 def status_of(command: Callable[[], None]) -> int:
-  """Runs a command line's work and returns its exit status.
+  """Runs a command and returns its exit status.
 
-  What ends it early is one line on stderr.
+  An error that ends it early is printed as one line on stderr.
 
   Args:
     command: the work; a MetalrError of any kind may come out of it.
@@ -111,10 +111,10 @@ def status_of(command: Callable[[], None]) -> int:
 
 
 def drop_broken_streams() -> None:
-  """Replaces a stdout or stderr that nobody reads any more by nothing.
+  """Replaces a stdout or stderr that cannot be written by the null device.
 
-  Python writes out what is left in them at its end, and ends with status 120
-  where it cannot: the terminal is closed, or the disk full.
+  Otherwise Python would end with status 120, because at its end it writes what
+  is left in them: the terminal may be closed, or the disk full.
   """
   for name in ('stdout', 'stderr'):
     stream = getattr(sys, name)

@@ -1,7 +1,7 @@
-"""Signals that ask a run to stop: the first does, the second stops at once.
+"""Stops a run on a signal: the first saves the state, the second kills.
 
-A terminal that is closed sends SIGHUP, once or several times; nobody is there
-to be impatient, so that a second one is ignored.
+A closed terminal sends SIGHUP, once or several times: a second SIGHUP is
+ignored, because no person sent it.
 """
 
 import os
@@ -14,10 +14,10 @@ _SAME_SECS = 0.3
 
 
 class StopRequest:
-  """Remembers that somebody asked the run to stop.
+  """Remembers the first signal that asked the run to stop.
 
   Attributes:
-    name: the signal's name, empty while nobody asked.
+    name: that signal's name, empty before it came.
   """
 
   def __init__(self) -> None:
@@ -27,7 +27,7 @@ class StopRequest:
   def install(self) -> 'StopRequest':
     """Takes over SIGTERM, SIGINT and SIGHUP from their default handlers.
 
-    SIGHUP is left alone where it is ignored, as `nohup` arranges it.
+    SIGHUP stays ignored where it was, as under `nohup`.
     """
     for number in (signal.SIGTERM, signal.SIGINT):
       signal.signal(number, self._handle)

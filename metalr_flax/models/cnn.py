@@ -9,8 +9,8 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
-# A layer norm takes a whole image's statistics, not a pixel's: where an image
-# is blank, a pixel's are 0 / 0 held up by epsilon alone.
+# A layer norm takes the statistics of a whole image. Those of one pixel are 0
+# where the image is blank, and its norm 0 / 0 but for epsilon.
 _NORMS: dict[str, Callable[..., nnx.Module]] = {
   'batch': functools.partial(nnx.BatchNorm, momentum=0.9),
   'layer': functools.partial(nnx.LayerNorm, reduction_axes=(-3, -2, -1)),
@@ -51,7 +51,7 @@ class Block(nnx.Module):
 
 
 class CNN(nnx.Module):
-  """Convolutions that halve the image between them, then a mean and a layer.
+  """Convolutions, the image halved between them, then its mean and a layer.
 
   Images are channel-last (NHWC).
 
@@ -143,7 +143,7 @@ def convolve(
 
 
 def _halved(x: jax.Array) -> jax.Array:
-  """Means of 2 x 2 pixels; of an odd edge what there is of them."""
+  """The image at half size: means of 2 x 2 pixels, of fewer at odd edges."""
   return nnx.avg_pool(
     x, (2, 2), strides=(2, 2), padding='SAME', count_include_pad=False
   )

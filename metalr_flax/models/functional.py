@@ -1,4 +1,4 @@
-"""The door to NNX: a module in, pure functions over plain dicts out.
+"""Turns NNX modules into pure functions over plain dicts.
 
 The algorithm differentiates, scans and donates; NNX modules are mutable
 objects. So a module is split once into a static definition and plain nested
@@ -44,7 +44,7 @@ class Definition:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Split:
-  """A module taken apart.
+  """A module's definition in three modes, and its arrays.
 
   Attributes:
     train: definition in training mode (dropout on, batch statistics).
@@ -85,7 +85,7 @@ def make_loss_fn(definition: Definition, loss: ModelLoss) -> Callable:
 
   Returns:
     `(params, model_state, batch) -> (loss, (model_state, metrics))`. What the
-    loss gives is passed on as it is; the engine refuses what it cannot use.
+    loss returns is passed on as it is; the engine refuses what it cannot use.
   """
 
   def loss_fn(

@@ -1,4 +1,4 @@
-"""One vector of weights: for problems that need no network."""
+"""A vector of weights, for problems that need no network."""
 
 from flax import nnx
 import jax

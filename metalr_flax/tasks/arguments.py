@@ -1,4 +1,4 @@
-"""Checks of what the tasks' constructors, and their losses, are given."""
+"""Checks of the arguments of tasks."""
 
 import math
 
@@ -7,21 +7,21 @@ import jax
 
 
 def check_integer(name: str, value: int, low: int) -> None:
-  """Refuses anything but an integer of at least `low` with a ValueError."""
+  """Raises a ValueError for anything but an integer of at least `low`."""
   whole = isinstance(value, int) and not isinstance(value, bool)
   if not whole or value < low:
     raise ValueError(f'{name}={value}: must be an integer >= {low}')
 
 
 def check_number(name: str, value: float, low: float) -> None:
-  """Refuses anything but a finite number of at least `low`: a ValueError."""
+  """Raises a ValueError for anything but a finite number of at least `low`."""
   real = isinstance(value, (int, float)) and not isinstance(value, bool)
   if not real or not low <= value < math.inf:
     raise ValueError(f'{name}={value}: must be a finite number >= {low:g}')
 
 
 def check_fractions(meta_fraction: float, test_fraction: float) -> None:
-  """Refuses shares that leave no train, meta or test part: a ValueError."""
+  """Raises a ValueError where a train, meta or test part would be empty."""
   if not (
     0
     < min(meta_fraction, test_fraction)

@@ -1,4 +1,4 @@
-"""What tasks that classify a small data set share."""
+"""The base class of tasks that classify a small data set."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -23,7 +23,7 @@ class Classification(task.Task):
   evaluation uses the whole test part.
 
   Attributes:
-    input_name: what a batch calls the model's input; a derived class says.
+    input_name: the key of the model's input in a batch, set by derived classes.
     batch_size: B, examples in an inner batch.
     meta_batch_size: examples in the outer loss's batch.
     train, meta, test: `{input_name: float32 [N, ...], 'label': int32 [N]}`.

@@ -1,4 +1,4 @@
-"""A quadratic seen through noise: the model problem of learning rates."""
+"""The noisy quadratic, a model problem for learning rates."""
 
 from typing import Any
 
@@ -16,9 +16,9 @@ class NoisyQuadratic(task.Task):
   """Minimise L(theta) = 1/2 sum_i h_i theta_i^2 from noisy gradients of it.
 
   A batch's loss is L(theta) + eps . theta, and its gradient h theta + eps, with
-  eps ~ N(0, noise^2 diag(h) / B): large where the curvature is. But for a term
-  without theta it is a quadratic whose minimum, -eps / h, is another in each
-  batch: the noise model of Schaul et al. 2013, No more pesky learning rates,
+  eps ~ N(0, noise^2 diag(h) / B): large where the curvature is. Up to a term
+  without theta, a batch's loss is a quadratic with a minimum of its own, at
+  -eps / h: the noise model of Schaul et al. 2013, No more pesky learning rates,
   https://arxiv.org/abs/1206.1106, and of Wu et al. 2018, Understanding
   short-horizon bias, https://arxiv.org/abs/1803.02021.
 
@@ -66,7 +66,7 @@ class NoisyQuadratic(task.Task):
   ) -> tuple[dict[str, jax.Array], jax.Array]:
     """The vector eps as one row, float32 [1, size].
 
-    A row, for the first axis of a batch counts what it can be cut into.
+    A row, because the curvature 'subsample' cuts a batch along its first axis.
     """
     data_state, key = sampling.next_key(data_state)
     scale = self.noise * jnp.sqrt(self.h / self.batch_size)

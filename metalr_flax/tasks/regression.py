@@ -1,4 +1,4 @@
-"""Linear regression that is hard: ill-conditioned, or after a moving target."""
+"""Two hard linear regressions: ill-conditioned, and with a moving target."""
 
 from typing import Any
 
@@ -47,8 +47,8 @@ class IllConditionedRegression(task.Task):
       num_examples: N >= 1.
       condition: of the covariance of x, >= 1.
       noise: standard deviation of y given x, >= 0.
-      data_seed: of the data alone, >= 0; which examples are drawn when is the
-        run's own seed's matter.
+      data_seed: of the data alone, >= 0; the run's seed decides which examples
+        are drawn when.
 
     Raises:
       ValueError: for an argument outside these.
@@ -187,7 +187,7 @@ class DriftingTarget(task.Task):
     return _half_squared_error(model, batch), {}
 
   def objective(self, model: nnx.Module, data_state: Any) -> jax.Array:
-    """What w_t would save, 1/2 sum_i (c_i (theta_i - w_ti))^2.
+    """The excess over the loss of w_t, 1/2 sum_i (c_i (theta_i - w_ti))^2.
 
     It is the mean loss of the next batch without noise^2 / 2, which no theta
     can avoid.

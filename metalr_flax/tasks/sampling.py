@@ -1,4 +1,4 @@
-"""Batches drawn inside a jitted loop, from arrays in memory or made.
+"""Draws batches inside a jitted loop: shuffled epochs, or made examples.
 
 An epoch is a random permutation of the examples, a function of the stream's key
 and of the epoch's number; a batch takes the next entries of it. What an epoch

@@ -1,4 +1,4 @@
-"""What a task is: data, a loss, and what to evaluate on.
+"""The interface of a task: data, a loss, and batches to evaluate on.
 
 A user's own task is one small class: derive from `Task`, write `init`, `next`
 and `loss`, and name it in the config as `package.module:Class`.
