@@ -51,9 +51,7 @@ def measure(steps: int) -> dict[str, list[float]]:
     for kind in KINDS
   }
   steppers = {
-    kind: jax.jit(
-      lambda eta, inner, data, z, e=e: e(eta, inner, data, z, problem)
-    )
+    kind: jax.jit(lambda eta, carry, e=e: e(eta, carry, problem))
     for kind, e in estimators.items()
   }
   tangents = {
@@ -68,10 +66,10 @@ def measure(steps: int) -> dict[str, list[float]]:
   }
   for step in range(steps):
     results = {
-      kind: run(state.eta, state.inner, state.data_state, tangents[kind])
+      kind: run(state.eta, state.carry.replace(tangents=tangents[kind]))
       for kind, run in steppers.items()
     }
-    tangents = {kind: window.tangents for kind, (_, window) in results.items()}
+    tangents = {kind: carry.tangents for kind, (_, carry, _) in results.items()}
     if step % 10 == 0:
       found['inner_step'].append(step * problem.unroll_length)
       for kind in ('subsample', 'none'):

@@ -22,9 +22,9 @@ from typing import Any
 
 _PUBLIC = {
   'Estimator': 'engine.meta_gradient',
-  'InnerState': 'engine.state',
-  'MetaTrainState': 'engine.state',
-  'Problem': 'engine.problem',
+  'InnerState': 'engine.types',
+  'MetaTrainState': 'engine.types',
+  'Problem': 'engine.types',
   'Task': 'tasks',
   'constrain': 'engine.bijections',
   'counts_of': 'tuning.self_tuning',

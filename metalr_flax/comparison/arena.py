@@ -11,8 +11,8 @@ import jax.numpy as jnp
 
 from metalr_flax import errors
 from metalr_flax import tasks
-from metalr_flax.engine import inner
 from metalr_flax.engine import losses
+from metalr_flax.engine import types
 from metalr_flax.models import functional
 from metalr_flax.trainer import build
 from metalr_flax.trainer import build_optimizers
@@ -51,8 +51,8 @@ class Arena:
     points: updates done at each evaluation, ascending; the last is num_steps.
   """
 
-  loss_fn: inner.LossFn
-  next_batch: inner.NextBatch
+  loss_fn: types.LossFn
+  next_batch: types.NextBatch
   objective: Callable[[Snapshot], jax.Array] | None
   initial: Snapshot
   num_steps: int
@@ -143,7 +143,7 @@ def _objective(
 def _check_fit(
   section: Mapping[str, Any],
   task: tasks.Task,
-  loss_fn: inner.LossFn,
+  loss_fn: types.LossFn,
   snapshot: Snapshot,
 ) -> None:
   """Traces one loss: refuses a model that the task's batches do not fit."""

@@ -21,7 +21,7 @@ from metalr_flax.comparison import race
 from metalr_flax.comparison import standings as standings_lib
 from metalr_flax.comparison import table as table_lib
 from metalr_flax.comparison import workdir as workdir_lib
-from metalr_flax.engine import forward_gradient
+from metalr_flax.engine import forward
 from metalr_flax.workdir import files
 from metalr_flax.workdir import folder
 
@@ -82,7 +82,7 @@ def _train_cells(
       )
     except errors.Interrupted as error:
       raise _interrupted(stop, workdir, number - 1) from error
-    except forward_gradient.NoForwardRuleError as error:
+    except forward.NoForwardRuleError as error:
       raise errors.ConfigError(
         f'methods={cell.method}: {str(error).partition(":")[0]}; leave it out'
       ) from error

@@ -11,16 +11,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from metalr_flax.engine import bijections
-from metalr_flax.engine import forward
 from metalr_flax.engine import losses
 from metalr_flax.engine import optimizers
-from metalr_flax.engine import problem as problem_lib
-from metalr_flax.engine import state as state_lib
-from metalr_flax.engine import tangents as tangents_lib
-
-PyTree = Any
-Eta = bijections.Eta
+from metalr_flax.engine import paths
+from metalr_flax.engine import stages as stages_lib
+from metalr_flax.engine.types import Carry, Eta, InnerState, Problem, PyTree
 
 
 class InertError(ValueError):
@@ -40,8 +35,8 @@ class InertError(ValueError):
 
 def check_names(
   values: Mapping[str, Any],
-  inner: state_lib.InnerState,
-  problem: problem_lib.Problem,
+  inner: InnerState,
+  problem: Problem,
 ) -> None:
   """Refuses values whose names or groups are not those of the problem.
 
@@ -76,8 +71,8 @@ def _check_labels(labels: PyTree | None, params: PyTree) -> set[str]:
   if labels is None:
     return set()
   names = optimizers.label_set(labels)
-  labelled = forward.leaves_of('params', labels)
-  ours = forward.leaves_of('params', params)
+  labelled = paths.leaves_of('params', labels)
+  ours = paths.leaves_of('params', params)
   for path in sorted(labelled.keys() ^ ours.keys()):
     raise ValueError(
       f'labels: {path} is '
@@ -106,8 +101,8 @@ def _check_group_names(name: str, value: Any, labels: set[str]) -> None:
 
 def check_groups(
   eta: Eta,
-  inner: state_lib.InnerState,
-  problem: problem_lib.Problem,
+  inner: InnerState,
+  problem: Problem,
   *,
   mixed: bool,
 ) -> None:
@@ -125,14 +120,20 @@ def check_groups(
   """
   if problem.labels is None:
     return
-  movers = tangents_lib.find_movers(eta, inner, problem)
-  for path, label in forward.leaves_of('params', problem.labels).items():
-    found = movers[path]
-    if found and label not in found:
-      raise ValueError(
-        f'labels: {path} is in group {label!r}, and tx updates it as '
-        f'{min(found)!r}; make tx and the problem from the same labels'
-      )
+  stages = stages_lib.find_stages(
+    problem.tx, inner.params, inner.opt_state, eta, problem.labels
+  )
+  names = [*paths.leaves_of('params', inner.params)]
+  label_of = paths.leaves_of('params', problem.labels)
+  misplaced = stages_lib.find_misplaced([label_of[n] for n in names], stages)
+  if misplaced:
+    path, group = names[misplaced[0]], misplaced[1]
+    raise ValueError(
+      f'labels: {path} is in group {label_of[path]!r}, and tx updates it as '
+      f'{group!r}; make tx and the problem from the same labels'
+    )
+  for place, path in enumerate(names):
+    found = stages_lib.groups_that_move(place, stages)
     if len(found) > 1 and not mixed:
       raise ValueError(
         f'labels: the update of {path} depends on the groups '
@@ -175,19 +176,12 @@ def check_effect(inert: list[str]) -> None:
     raise InertError(inert[0])
 
 
-def check_losses(
-  problem: problem_lib.Problem,
-  inner: state_lib.InnerState,
-  data_state: PyTree,
-  *,
-  held_out: bool,
-) -> None:
+def check_losses(problem: Problem, carry: Carry, *, held_out: bool) -> None:
   """Refuses losses that do not depend on the parameters.
 
   Args:
     problem: the bilevel problem.
-    inner: the inner state, for its shapes.
-    data_state: the sampler's position, for its shapes.
+    carry: for its shapes.
     held_out: whether the outer loss is one of its own.
 
   Raises:
@@ -197,14 +191,14 @@ def check_losses(
   if held_out:
     asked['meta_loss_fn'] = problem.meta_loss_fn, problem.next_meta_batch
   for name, (loss_fn, next_batch) in asked.items():
-    _, batch = jax.eval_shape(next_batch, data_state)
+    _, batch = jax.eval_shape(next_batch, carry.data_state)
     losses.check_uses_params(
-      name, loss_fn, inner.params, inner.model_state, batch
+      name, loss_fn, carry.inner.params, carry.inner.model_state, batch
     )
 
 
 def check_tangents(
-  tangents: forward.Tangents, needed: dict[str, jax.ShapeDtypeStruct]
+  tangents: dict[str, jax.Array], needed: dict[str, jax.ShapeDtypeStruct]
 ) -> None:
   """Refuses a Z that is not the one that an estimator carries on.
 

@@ -19,9 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from metalr_flax.engine import ranges
-
-# By hyperparameter name: an array, or arrays by group label.
-Eta = dict[str, Any]
+from metalr_flax.engine.types import Eta
 
 
 class Bijection(NamedTuple):
@@ -81,13 +79,8 @@ def find_bijection(name: str, bijections: Mapping[str, str]) -> Bijection:
       f'{name}: has no bijection; add it to bijections, which has '
       f'{", ".join(bijections) or "none"}'
     )
-  try:
-    return make_bijection(bijections[name])
-  except (ValueError, TypeError) as error:
-    raise ValueError(
-      f'bijections[{name!r}]={bijections[name]!r}: must be one of '
-      f'{", ".join(ranges.RANGES)} or sigmoid(low, high)'
-    ) from error
+  ranges.check(name, bijections[name])
+  return make_bijection(bijections[name])
 
 
 def constrain(eta: Eta, bijections: Mapping[str, str]) -> Eta:

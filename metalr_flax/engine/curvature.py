@@ -13,14 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from metalr_flax.engine import losses
-
-PyTree = Any
-LossFn = losses.LossFn
-# (params, model_state, batch) -> ((loss, (model_state, metrics)), grads)
-GradFn = Callable[
-  [PyTree, PyTree, PyTree], tuple[tuple[jax.Array, Any], PyTree]
-]
-
+from metalr_flax.engine.types import GradFn, LossFn, PyTree
 
 CURVATURES = ('exact', 'none', 'subsample')
 

@@ -7,10 +7,9 @@ Everything here is pure, and differentiable in lambda by either mode.
 Shape legend: K unroll_length.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 import functools
 import math
-import numbers
 from typing import Any
 
 import chex
@@ -18,28 +17,29 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metalr_flax.engine import curvature
 from metalr_flax.engine import optimizers
+from metalr_flax.engine import options
 from metalr_flax.engine import safe_derivatives
-from metalr_flax.engine import state as state_lib
+from metalr_flax.engine.types import (
+  GradFn,
+  InnerState,
+  Metrics,
+  NextBatch,
+  PyTree,
+)
 
-PyTree = Any
-Metrics = dict[str, jax.Array]
 REMATS = ('none', 'step', 'sqrt')
-LossFn = curvature.LossFn
-# data_state -> (data_state, batch); pure.
-NextBatch = Callable[[PyTree], tuple[PyTree, PyTree]]
 
 
 def inner_step(
-  inner: state_lib.InnerState,
+  inner: InnerState,
   hyperparams: Mapping[str, Any],
   batch: PyTree,
   *,
-  grad_fn: curvature.GradFn,
+  grad_fn: GradFn,
   tx: optax.GradientTransformation,
   for_reverse: bool = False,
-) -> tuple[state_lib.InnerState, Metrics, PyTree]:
+) -> tuple[InnerState, Metrics, PyTree]:
   """One update of the model on one batch.
 
   Args:
@@ -125,16 +125,16 @@ def propose(
 
 
 def unroll(
-  inner: state_lib.InnerState,
+  inner: InnerState,
   data_state: PyTree,
   hyperparams: Mapping[str, Any],
   *,
-  grad_fn: curvature.GradFn,
+  grad_fn: GradFn,
   tx: optax.GradientTransformation,
   next_batch: NextBatch,
   unroll_length: int,
   remat: str = 'none',
-) -> tuple[state_lib.InnerState, PyTree, Metrics]:
+) -> tuple[InnerState, PyTree, Metrics]:
   """K inner updates, each on a fresh batch drawn inside the loop.
 
   A scan, never unrolled: with an unrolled loop XLA fuses across updates, and
@@ -158,8 +158,8 @@ def unroll(
   Raises:
     ValueError: for another unroll_length or remat, and see `inner_step`.
   """
-  check_unroll_length(unroll_length)
-  check_option('remat', remat, REMATS)
+  options.check_unroll_length(unroll_length)
+  options.check_option('remat', remat, REMATS)
 
   def body(carry: tuple, _: None) -> tuple[tuple, Metrics]:
     inner, data_state = carry
@@ -175,46 +175,7 @@ def unroll(
   return inner, data_state, metrics
 
 
-def check_option(name: str, value: Any, known: Sequence[str]) -> None:
-  """Refuses the value of an option that is none of those known.
-
-  Raises:
-    ValueError: where it is not.
-  """
-  if value not in known:
-    raise ValueError(f'{name}={value!r}: must be one of {", ".join(known)}')
-
-
-def check_share(name: str, value: Any, *, above_zero: bool) -> None:
-  """Refuses an option that is no number in [0, 1], or in (0, 1].
-
-  Raises:
-    ValueError: where it is not.
-  """
-  number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-  if not number or not 0 <= value <= 1 or (above_zero and not value):
-    raise ValueError(
-      f'{name}={value!r}: must be a number in {"(" if above_zero else "["}0, 1]'
-    )
-
-
-def check_unroll_length(value: Any) -> None:
-  """Refuses a window length that is no integer of 1 or more.
-
-  Raises:
-    ValueError: where it is not.
-  """
-  whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-  if not whole or value < 1:
-    raise ValueError(
-      f'unroll_length={value!r}: must be an integer >= 1; it is the number of '
-      f'inner updates in a window'
-    )
-
-
-def started(
-  inner: state_lib.InnerState, hyperparams: Mapping[str, Any]
-) -> state_lib.InnerState:
+def started(inner: InnerState, hyperparams: Mapping[str, Any]) -> InnerState:
   """The inner state with a window's hyperparameters written into it.
 
   Each update does so; doing it before a scan gives the carry its final types.

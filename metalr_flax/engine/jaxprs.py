@@ -1,7 +1,8 @@
-"""Functions as the operations that they trace to.
+"""Functions as the operations that they trace to (jaxprs).
 
-One runs them with some operations exchanged for others, one finds which inputs
-each output depends on.
+`with_rule` runs a function with some operations exchanged for others.
+`find_reached` finds which inputs each output depends on; of a function's
+derivative (`trace_derivative`) that is what each output moves with.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,11 +12,17 @@ import jax
 from jax.extend import core
 import jax.numpy as jnp
 
+from metalr_flax.engine.types import PyTree
+
 # (equation, arguments) -> its outputs, or None to leave it as it is.
 Rule = Callable[[Any, list[Any]], Sequence[Any] | None]
 
-_FLAT = ('sign', 'floor', 'ceil', 'round')  # their derivative is 0
 _CALLS = ('jit', 'pjit', 'closed_call', 'core_call')
+# That a dependence passes as it passes the function inside.
+_TRANSPARENT = (
+  *_CALLS, 'checkpoint', 'remat2', 'custom_jvp_call', 'custom_vjp_call'
+)  # fmt: skip
+_NOTHING: frozenset = frozenset()
 
 
 def with_rule(
@@ -42,23 +49,62 @@ def with_rule(
   return replayed
 
 
+def trace_derivative(
+  function: Callable[..., PyTree], values: PyTree, *fixed: PyTree
+) -> core.ClosedJaxpr:
+  """The derivative of a function in forward mode, traced and not computed.
+
+  Args:
+    function: `(values, *fixed) -> result`, of pytrees of arrays.
+    values: what moves; for its shapes.
+    *fixed: what does not; for its shapes.
+
+  Returns:
+    The trace of a function from tangents (one for each leaf of `values`), the
+    leaves of `values` and those of `fixed` to a tangent for each leaf of the
+    result; a leaf that is no float has a zero. Where JAX knows that a tangent
+    is 0 (behind a sign, a rounding, a `stop_gradient`, an argument that is not
+    used) it depends on none.
+  """
+  leaves, treedef = jax.tree.flatten(values)
+  floats = [i for i, leaf in enumerate(leaves) if is_float(leaf)]
+
+  def push(dots: list, leaves: list, fixed: tuple) -> list[jax.Array]:
+    def of_floats(*some: Any) -> list[jax.Array]:
+      given = dict(zip(floats, some, strict=True))
+      moved = [given.get(i, leaf) for i, leaf in enumerate(leaves)]
+      result = function(jax.tree.unflatten(treedef, moved), *fixed)
+      out = jax.tree.leaves(result)
+      return [leaf if is_float(leaf) else jnp.zeros(()) for leaf in out]
+
+    pick = lambda them: tuple(them[i] for i in floats)
+    return jax.jvp(of_floats, pick(leaves), pick(dots))[1]
+
+  dots = [leaf if is_float(leaf) else jnp.zeros(()) for leaf in leaves]
+  return jax.make_jaxpr(push)(dots, leaves, fixed)
+
+
+def is_float(leaf: Any) -> bool:
+  """Whether an array is of real or complex numbers."""
+  dtype = leaf.dtype if hasattr(leaf, 'dtype') else jnp.result_type(leaf)
+  return jnp.issubdtype(dtype, jnp.inexact)
+
+
 def find_reached(
   closed: core.ClosedJaxpr, marks: Sequence[frozenset]
 ) -> list[frozenset]:
-  """The marks of the inputs that each output's value can move smoothly with.
-
-  A path through a sign, a boolean or an integer counts for none (whether an
-  update is finite decides on all groups alike). Of a loop every output counts
-  as reached by every input.
+  """The marks of the inputs that each output depends on, by the trace alone.
 
   Args:
     closed: a traced function, as `jax.make_jaxpr` gives it.
-    marks: a set for each input.
+    marks: a set for each input; for the first inputs alone where the others
+      have none.
 
   Returns:
     A set for each output: the union of those that reach it.
   """
-  return _spread(closed.jaxpr, marks)
+  rest = len(closed.jaxpr.invars) - len(marks)
+  return _spread(closed.jaxpr, [*marks, *[_NOTHING] * rest])
 
 
 def _spread(jaxpr: Any, marks: Sequence[frozenset]) -> list[frozenset]:
@@ -66,26 +112,60 @@ def _spread(jaxpr: Any, marks: Sequence[frozenset]) -> list[frozenset]:
 
   def read(atom: Any) -> frozenset:
     known = not isinstance(atom, core.Literal)
-    return reached.get(atom, frozenset()) if known else frozenset()
+    return reached.get(atom, _NOTHING) if known else _NOTHING
 
   for eqn in jaxpr.eqns:
     outs = _spread_through(eqn, [read(v) for v in eqn.invars])
-    for var, found in zip(eqn.outvars, outs, strict=True):
-      smooth = jnp.issubdtype(var.aval.dtype, jnp.inexact)
-      reached[var] = found if smooth else frozenset()
+    reached.update(zip(eqn.outvars, outs, strict=True))
   return [read(v) for v in jaxpr.outvars]
 
 
 def _spread_through(eqn: Any, marks: list[frozenset]) -> list[frozenset]:
   name, params = eqn.primitive.name, eqn.params
-  if name in _CALLS:
+  if not any(marks):
+    return [_NOTHING] * len(eqn.outvars)
+  if name in _TRANSPARENT:
     inner = params.get('jaxpr', params.get('call_jaxpr'))
-    return _spread(inner.jaxpr, marks)
+    return _spread(getattr(inner, 'jaxpr', inner), marks)
   if name == 'cond':
-    branches = [_spread(b.jaxpr, marks[1:]) for b in params['branches']]
-    return [frozenset().union(*outs) for outs in zip(*branches, strict=True)]
-  marks = [] if name in _FLAT else marks
-  return [frozenset().union(*marks)] * len(eqn.outvars)
+    index, *operands = marks
+    branches = [_spread(b.jaxpr, operands) for b in params['branches']]
+    return [index.union(*outs) for outs in zip(*branches, strict=True)]
+  if name == 'scan':
+    return _spread_through_loop(
+      params['jaxpr'].jaxpr, marks, params['num_consts'], params['num_carry']
+    )
+  if name == 'while':
+    return _spread_through_while(params, marks)
+  return [_union(marks)] * len(eqn.outvars)
+
+
+def _spread_through_loop(
+  body: Any, marks: list[frozenset], num_consts: int, num_carry: int
+) -> list[frozenset]:
+  """What reaches a loop's outputs after however many rounds."""
+  end = num_consts + num_carry
+  consts, carry, rows = marks[:num_consts], marks[num_consts:end], marks[end:]
+  while True:
+    outs = _spread(body, [*consts, *carry, *rows])
+    after = [a | b for a, b in zip(carry, outs, strict=False)]
+    if after == carry:
+      return [*carry, *outs[num_carry:]]
+    carry = after
+
+
+def _spread_through_while(
+  params: dict[str, Any], marks: list[frozenset]
+) -> list[frozenset]:
+  asked, given = params['cond_nconsts'], params['body_nconsts']
+  body, carry = params['body_jaxpr'].jaxpr, len(marks) - asked - given
+  outs = _spread_through_loop(body, marks[asked:], given, carry)
+  (again,) = _spread(params['cond_jaxpr'].jaxpr, [*marks[:asked], *outs])
+  return [again | out for out in outs]  # how often it runs decides on all
+
+
+def _union(marks: Sequence[frozenset]) -> frozenset:
+  return _NOTHING.union(*marks)
 
 
 def _evaluate(
@@ -134,10 +214,5 @@ def depends_on_first(function: Callable[..., Any], *args: Any) -> bool:
   Returns:
     False where no operation leads from it to the result.
   """
-  jaxpr = jax.make_jaxpr(function)(*args).jaxpr
-  reached = {*jaxpr.invars[: len(jax.tree.leaves(args[0]))]}
-  for eqn in jaxpr.eqns:
-    # A literal is no variable, and not hashable.
-    if any(v in reached for v in eqn.invars if isinstance(v, core.Var)):
-      reached |= {*eqn.outvars}
-  return any(v in reached for v in jaxpr.outvars if isinstance(v, core.Var))
+  marks = [frozenset({True}) for _ in jax.tree.leaves(args[0])]
+  return any(find_reached(jax.make_jaxpr(function)(*args), marks))

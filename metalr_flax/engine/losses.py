@@ -1,6 +1,6 @@
 """What a loss function must return, said in one line where it does not."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -8,10 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from metalr_flax.engine import jaxprs
+from metalr_flax.engine.types import LossFn, PyTree
 
-PyTree = Any
-# (params, model_state, batch) -> (loss, (model_state, metrics))
-LossFn = Callable[[PyTree, PyTree, PyTree], tuple[jax.Array, Any]]
 _PAIRS = (tuple, list)
 
 

@@ -1,36 +1,46 @@
 r"""Estimators of the meta-gradient dF/deta of one window.
 
-A window runs K inner updates with lambda = phi(eta). Its outer loss is
-
-    held_out:  F = meta_loss(theta_K; a batch that took no part)
-    online:    F = mean over k of loss(theta_k; batch_k), before each update
-
-`Estimator` is the one place that lists the ways to differentiate it: its fields
-combine, and every combination has one signature.
+An estimator is a function `(eta, carry, problem) -> (meta_grads, carry,
+metrics)`: it runs a window (see `window`) with lambda = phi(eta) and
+differentiates its outer loss F. `Estimator` is the one place that lists the
+ways to do so: its fields combine, and every combination has that signature.
 """
 
-from collections.abc import Callable
 import dataclasses
-import math
-from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from metalr_flax.engine import agreement
 from metalr_flax.engine import bijections
 from metalr_flax.engine import curvature as curvature_lib
 from metalr_flax.engine import forward
-from metalr_flax.engine import forward_gradient
+from metalr_flax.engine import forward_window
 from metalr_flax.engine import inner as inner_lib
-from metalr_flax.engine import problem as problem_lib
+from metalr_flax.engine import options
+from metalr_flax.engine import paths
 from metalr_flax.engine import products
-from metalr_flax.engine import state as state_lib
-from metalr_flax.engine import tangents as tangents_lib
-from metalr_flax.engine import window as window_lib
+from metalr_flax.engine import tangents
+from metalr_flax.engine import window
+from metalr_flax.engine.types import (
+  Carry,
+  Eta,
+  GradFn,
+  InnerState,
+  LossFn,
+  Metrics,
+  Problem,
+  PyTree,
+)  # fmt: skip
 
-PyTree = Any
-Eta = bijections.Eta
-Window = window_lib.Window
+KINDS = ('reverse', 'forward', 'none')
+OBJECTIVES = ('held_out', 'online')
+_OPTIONS = {
+  'kind': KINDS,
+  'remat': inner_lib.REMATS,
+  'curvature': curvature_lib.CURVATURES,
+  'objective': OBJECTIVES,
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,9 +73,9 @@ class Estimator:
   def __post_init__(self) -> None:
     """Refuses what is no estimator."""
     for name, known in _OPTIONS.items():
-      inner_lib.check_option(name, getattr(self, name), known)
-    inner_lib.check_share('subsample', self.subsample, above_zero=True)
-    inner_lib.check_share('discount', self.discount, above_zero=False)
+      options.check_option(name, getattr(self, name), known)
+    options.check_share('subsample', self.subsample, above_zero=True)
+    options.check_share('discount', self.discount, above_zero=False)
     if self.kind == 'reverse' and self.discount:
       raise ValueError(
         f'discount={self.discount!r}: must be 0 with reverse mode, which '
@@ -91,210 +101,201 @@ class Estimator:
     """
     return self.curvature != 'none'
 
-  def grad_fn(self, loss_fn: inner_lib.LossFn) -> curvature_lib.GradFn:
+  def grad_fn(self, loss_fn: LossFn) -> GradFn:
     """The loss's gradient, with the curvature that its derivative sees."""
     grad_fn = curvature_lib.make(self.curvature, self.subsample)(loss_fn)
     return products.arranged(grad_fn) if self.kind == 'forward' else grad_fn
 
-  def find_inert(
-    self,
-    eta: Eta,
-    inner: state_lib.InnerState,
-    data_state: PyTree,
-    problem: problem_lib.Problem,
-  ) -> list[str]:
+  def find_inert(self, eta: Eta, carry: Carry, problem: Problem) -> list[str]:
     """The hyperparameters whose meta-gradient is identically zero.
 
     Lion's b1, for one: it is seen through a sign alone.
     """
-    where = inner, data_state, problem, self.grad_fn(problem.loss_fn)
+    reach = self._find_reach(eta, carry, problem)
     # The updates before the last loss that is a part of the outer loss.
-    reach = problem.unroll_length - self.online
-    within = math.inf if self.keeps_tangents else reach
-    return [
+    within = problem.unroll_length - self.online
+    last = len(reach) - 1
+    moved = reach[last if self.keeps_tangents else min(within, last)]
+    names = {
       name
-      for name, value in eta.items()
-      if not tangents_lib.moves_params({name: value}, *where, within=within)
-    ]
+      for path in paths.leaves_of('params', carry.inner.params)
+      for name in moved[path]
+    }
+    return [name for name in eta if name not in names]
 
   def init_tangents(
-    self,
-    eta: Eta,
-    inner: state_lib.InnerState,
-    data_state: PyTree,
-    problem: problem_lib.Problem,
-  ) -> forward.Tangents:
-    """Z = 0 before the first window; `{}` where it is not kept."""
+    self, eta: Eta, inner: InnerState, data_state: PyTree, problem: Problem
+  ) -> dict[str, jax.Array]:
+    """Z = 0 before the first window, by leaf path; `{}` where it is not kept.
+
+    Args:
+      eta: unconstrained meta-parameters.
+      inner: the inner state, for its shapes.
+      data_state: the sampler's position, for its shapes.
+      problem: the bilevel problem.
+    """
     if not self.keeps_tangents:
       return {}
-    return forward_gradient.init_tangents(
-      eta,
-      inner,
-      data_state,
-      problem,
-      grad_fn=self.grad_fn(problem.loss_fn),
-      per_group=self.per_group,
-    )
+    carry = Carry(inner=inner, data_state=data_state, tangents={})
+    return _zeros(self.tangent_shapes(eta, carry, problem))
 
-  def _check(
-    self,
-    eta: Eta,
-    inner: state_lib.InnerState,
-    data_state: PyTree,
-    problem: problem_lib.Problem,
-  ) -> None:
+  @forward.naming_the_rule()
+  def tangent_shapes(
+    self, eta: Eta, carry: Carry, problem: Problem
+  ) -> dict[str, jax.ShapeDtypeStruct]:
+    """Forward mode's Z: a tangent for each leaf that eta moves, by path."""
+    moving = self._find_reach(eta, carry, problem)[-1]
+    count = forward.count_directions(eta, per_group=self.per_group)
+    return {
+      path: jax.ShapeDtypeStruct((count, *leaf.shape), leaf.dtype)
+      for path, leaf in paths.name_leaves(carry.inner).items()
+      if moving[path]
+    }
+
+  def _find_reach(
+    self, eta: Eta, carry: Carry, problem: Problem
+  ) -> list[dict[str, tangents.Marks]]:
+    """What moves each leaf of the inner state, see `tangents.find_reach`."""
+    grad_fn = self.grad_fn(problem.loss_fn)
+    leaves = paths.name_leaves(carry.inner)
+
+    def step(leaves: PyTree, eta: Eta, batch: PyTree) -> PyTree:
+      new, _, _ = inner_lib.inner_step(
+        paths.with_leaves(carry.inner, leaves),
+        bijections.constrain(eta, problem.bijections),
+        batch,
+        grad_fn=grad_fn,
+        tx=problem.tx,
+      )
+      return paths.name_leaves(new)
+
+    _, batch = jax.eval_shape(problem.next_batch, carry.data_state)
+    reach = tangents.find_reach(step, leaves, eta, batch)
+    return [dict(zip(sorted(leaves), now, strict=True)) for now in reach]
+
+  def _check(self, eta: Eta, carry: Carry, problem: Problem) -> None:
     """Refuses what has no meta-gradient, or one that is identically zero."""
     plain = self.kind == 'none'
-    agreement.check_names(eta, inner, problem)
-    agreement.check_losses(
-      problem, inner, data_state, held_out=not (plain or self.online)
-    )
+    agreement.check_names(eta, carry.inner, problem)
+    agreement.check_losses(problem, carry, held_out=not (plain or self.online))
     if plain:
       return
     one = self.online and problem.unroll_length == 1
     agreement.check_learnable(eta, alone=one and not self.discount)
-    agreement.check_groups(eta, inner, problem, mixed=self.per_group)
-    agreement.check_effect(self.find_inert(eta, inner, data_state, problem))
+    agreement.check_groups(eta, carry.inner, problem, mixed=self.per_group)
+    agreement.check_effect(self.find_inert(eta, carry, problem))
 
   def __call__(
-    self,
-    eta: Eta,
-    inner: state_lib.InnerState,
-    data_state: PyTree,
-    tangents: forward.Tangents,
-    problem: problem_lib.Problem,
-  ) -> tuple[Eta | None, Window]:
+    self, eta: Eta, carry: Carry, problem: Problem
+  ) -> tuple[Eta | None, Carry, Metrics]:
     """Runs a window and differentiates its outer loss.
 
     Args:
       eta: unconstrained meta-parameters.
-      inner: the inner state before the window.
-      data_state: the sampler's position before the window.
-      tangents: Z before the window, from `init_tangents` or the last window.
+      carry: before the window; its tangents are those of `init_tangents` or of
+        the last window.
       problem: the bilevel problem.
 
     Returns:
-      dF/deta with eta's structure, None for 'none'; and what the window leaves
-      behind.
+      dF/deta with eta's structure, None for 'none'; the carry after the window;
+      and scalars by public metric key (`train/loss`, `meta/loss`, ...).
 
     Raises:
       ValueError: for parts that do not agree, see `agreement`; for tangents of
         another estimator; for a hyperparameter that moves nothing.
       TypeError: for a loss that is no float scalar or depends on no parameter.
     """
-    self._check(eta, inner, data_state, problem)
+    self._check(eta, carry, problem)
     if not self.keeps_tangents:
-      agreement.check_tangents(tangents, {})
-    return _KINDS[self.kind](self, eta, inner, data_state, tangents, problem)
+      agreement.check_tangents(carry.tangents, {})
+    if self.kind == 'none':
+      return _train(self, eta, carry, problem)
+    if self.kind == 'reverse':
+      return _reverse(self, eta, carry, problem)
+    return _forward(self, eta, carry, problem)
 
 
-def run_window(
-  estimator: Estimator,
-  eta: Eta,
-  inner: state_lib.InnerState,
-  data_state: PyTree,
-  problem: problem_lib.Problem,
-) -> tuple[jax.Array, Window]:
-  """The outer loss F(eta) of one window.
+def meta_loss(
+  estimator: Estimator, eta: Eta, carry: Carry, problem: Problem
+) -> tuple[jax.Array, tuple[Carry, Metrics]]:
+  """The outer loss F(eta) of one window, differentiable by reverse mode.
 
   Args:
     estimator: its objective, and for a derivative its curvature and remat.
     eta: unconstrained meta-parameters.
-    inner: the inner state before the window.
-    data_state: the sampler's position before the window.
+    carry: before the window.
     problem: the bilevel problem.
 
   Returns:
-    The outer loss (scalar) and what the window leaves behind.
+    The outer loss (scalar), and the carry and metrics after the window.
   """
-  return window_lib.run_judged(
-    eta,
-    inner,
-    data_state,
-    problem,
-    grad_fn=estimator.grad_fn(problem.loss_fn),
-    remat=estimator.remat,
-    online=estimator.online,
+  carry, metrics = _unroll(estimator, eta, carry, problem)
+  outer_loss, carry = window.draw_outer_loss(
+    carry, problem, online=estimator.online
+  )
+  loss = outer_loss(carry.inner, metrics['train/loss'])
+  return loss, (carry, {**metrics, 'meta/loss': loss})
+
+
+def _unroll(
+  estimator: Estimator, eta: Eta, carry: Carry, problem: Problem
+) -> tuple[Carry, Metrics]:
+  grad_fn = estimator.grad_fn(problem.loss_fn)
+  return window.unroll(
+    eta, carry, problem, grad_fn=grad_fn, remat=estimator.remat
   )
 
 
-def _none(
-  estimator: Estimator,
-  eta: Eta,
-  inner: state_lib.InnerState,
-  data_state: PyTree,
-  tangents: forward.Tangents,
-  problem: problem_lib.Problem,
-) -> tuple[Eta | None, Window]:
+def _train(
+  estimator: Estimator, eta: Eta, carry: Carry, problem: Problem
+) -> tuple[None, Carry, Metrics]:
   """Plain training on the window's K batches."""
-  del tangents
-  return None, window_lib.run_plain(
-    eta,
-    inner,
-    data_state,
-    problem,
-    grad_fn=estimator.grad_fn(problem.loss_fn),
-    remat=estimator.remat,
-  )
+  return None, *_unroll(estimator, eta, carry, problem)
 
 
 def _reverse(
-  estimator: Estimator,
-  eta: Eta,
-  inner: state_lib.InnerState,
-  data_state: PyTree,
-  tangents: forward.Tangents,
-  problem: problem_lib.Problem,
-) -> tuple[Eta | None, Window]:
+  estimator: Estimator, eta: Eta, carry: Carry, problem: Problem
+) -> tuple[Eta, Carry, Metrics]:
   """Reverse mode through the scanned window (Maclaurin et al. 2015).
 
   https://arxiv.org/abs/1502.03492
   """
-  del tangents
-
-  def meta_loss(eta: Eta) -> tuple[jax.Array, Window]:
-    return run_window(estimator, eta, inner, data_state, problem)
-
-  return jax.grad(meta_loss, has_aux=True)(eta)
+  grads, (carry, metrics) = jax.grad(
+    lambda eta: meta_loss(estimator, eta, carry, problem), has_aux=True
+  )(eta)
+  return grads, carry, metrics
 
 
 def _forward(
-  estimator: Estimator,
-  eta: Eta,
-  inner: state_lib.InnerState,
-  data_state: PyTree,
-  tangents: forward.Tangents,
-  problem: problem_lib.Problem,
-) -> tuple[Eta | None, Window]:
-  """Forward mode: Z goes along with the updates, see `forward`."""
-  gamma, where = estimator.discount, (eta, inner, data_state)
-  grad_fn = estimator.grad_fn(problem.loss_fn)
-  shared: dict[str, Any] = {
-    'grad_fn': grad_fn,
-    'per_group': estimator.per_group,
-  }
-  shapes = forward_gradient.tangent_shapes(*where, problem, **shared)
-  if gamma:
-    agreement.check_tangents(tangents, shapes)
-    tangents = jax.tree.map(lambda z: gamma * z, tangents)
-  else:
-    tangents = forward_gradient.zeros(shapes)
-  meta_grads, window = forward_gradient.run(
-    *where, tangents, problem, online=estimator.online, **shared
+  estimator: Estimator, eta: Eta, carry: Carry, problem: Problem
+) -> tuple[Eta, Carry, Metrics]:
+  """Forward mode: Z is pushed through the window, see `forward`."""
+  shapes = estimator.tangent_shapes(eta, carry, problem)
+  z = _discounted(carry.tangents, estimator.discount, shapes)
+  meta_grads, carry, metrics = forward_window.differentiate(
+    eta,
+    carry.replace(tangents=z),
+    problem,
+    grad_fn=estimator.grad_fn(problem.loss_fn),
+    per_group=estimator.per_group,
+    online=estimator.online,
   )
-  return meta_grads, window if gamma else window.replace(tangents={})
+  if not estimator.keeps_tangents:
+    carry = carry.replace(tangents={})
+  return meta_grads, carry, metrics
 
 
-_KINDS: dict[str, Callable[..., tuple[Eta | None, Window]]] = {
-  'reverse': _reverse,
-  'forward': _forward,
-  'none': _none,
-}
-KINDS = tuple(_KINDS)
-OBJECTIVES = ('held_out', 'online')
-_OPTIONS = {
-  'kind': KINDS,
-  'remat': inner_lib.REMATS,
-  'curvature': curvature_lib.CURVATURES,
-  'objective': OBJECTIVES,
-}
+def _discounted(
+  z: dict[str, jax.Array],
+  discount: float,
+  shapes: dict[str, jax.ShapeDtypeStruct],
+) -> dict[str, jax.Array]:
+  """Z at the start of a window, checked."""
+  if not discount:
+    return _zeros(shapes)
+  agreement.check_tangents(z, shapes)
+  return jax.tree.map(lambda leaf: discount * leaf, z)
+
+
+def _zeros(shapes: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+  return {name: jnp.zeros(s.shape, s.dtype) for name, s in shapes.items()}

@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-PyTree = Any
+from metalr_flax.engine.types import PyTree
+
 Factory = Callable[..., optax.GradientTransformation]
 LabelFn = Callable[[PyTree], PyTree]
 

@@ -19,14 +19,15 @@ from metalr_flax.engine import bijections
 from metalr_flax.engine import inner as inner_lib
 from metalr_flax.engine import meta_gradient
 from metalr_flax.engine import optimizers
-from metalr_flax.engine import problem as problem_lib
-from metalr_flax.engine import state as state_lib
+from metalr_flax.engine.types import (
+  InnerState,
+  MetaTrainState,
+  Metrics,
+  Problem,
+  PyTree,
+)  # fmt: skip
 
-PyTree = Any
-StepFn = Callable[
-  [state_lib.MetaTrainState],
-  tuple[state_lib.MetaTrainState, inner_lib.Metrics],
-]
+StepFn = Callable[[MetaTrainState], tuple[MetaTrainState, Metrics]]
 
 
 class Chunk(flax.struct.PyTreeNode, kw_only=True):
@@ -42,7 +43,7 @@ class Chunk(flax.struct.PyTreeNode, kw_only=True):
       that step.
   """
 
-  rows: inner_lib.Metrics
+  rows: Metrics
   count: jax.Array
   finite: jax.Array
   parts: dict[str, jax.Array]
@@ -54,11 +55,11 @@ MAX_META_GRAD = 1e15
 _MEASURED = 'losses and gradients'
 _WATCHED = ('train/loss', 'meta/loss', 'meta/grad_norm')
 _REVERSE = meta_gradient.Estimator()
-_Carry = tuple[state_lib.MetaTrainState, Chunk]
+_Carry = tuple[MetaTrainState, Chunk]
 
 
 def init_state(
-  problem: problem_lib.Problem,
+  problem: Problem,
   *,
   params: PyTree,
   model_state: PyTree,
@@ -66,7 +67,7 @@ def init_state(
   hyperparams: Mapping[str, Any],
   meta_tx: optax.GradientTransformation,
   estimator: meta_gradient.Estimator = _REVERSE,
-) -> state_lib.MetaTrainState:
+) -> MetaTrainState:
   """The state before the first outer step.
 
   Args:
@@ -88,12 +89,12 @@ def init_state(
       has not injected, and for values outside their ranges.
   """
   opt_state = optimizers.init_state(problem.tx, params)
-  inner = state_lib.InnerState(
+  inner = InnerState(
     params=params, model_state=model_state, opt_state=opt_state
   )
   agreement.check_names(hyperparams, inner, problem)
   eta = bijections.unconstrain(hyperparams, problem.bijections)
-  state = state_lib.MetaTrainState(
+  state = MetaTrainState(
     step=jnp.zeros((), jnp.int32),
     params=params,
     model_state=model_state,
@@ -108,12 +109,12 @@ def init_state(
 
 
 def outer_step(
-  state: state_lib.MetaTrainState,
-  problem: problem_lib.Problem,
+  state: MetaTrainState,
+  problem: Problem,
   *,
   meta_tx: optax.GradientTransformation,
   estimator: meta_gradient.Estimator = _REVERSE,
-) -> tuple[state_lib.MetaTrainState, inner_lib.Metrics]:
+) -> tuple[MetaTrainState, Metrics]:
   """One window of inner updates, then one update of eta.
 
   Pure: jit it, scan it, or call it as it is.
@@ -137,10 +138,7 @@ def outer_step(
   Raises:
     ValueError, TypeError: when it is traced, see `Estimator`.
   """
-  meta_grads, window = estimator(
-    state.eta, state.inner, state.data_state, state.tangents, problem
-  )
-  metrics = dict(window.metrics)
+  meta_grads, carry, metrics = estimator(state.eta, state.carry, problem)
   eta, meta_opt_state = state.eta, state.meta_opt_state
   if meta_grads is not None:
     meta_grads = jax.tree.map(
@@ -150,29 +148,22 @@ def outer_step(
     updates, meta_opt_state = meta_tx.update(meta_grads, meta_opt_state, eta)
     eta = optax.apply_updates(eta, updates)
     eta = bijections.project(eta, problem.bijections)
-    metrics['meta/grad_norm'] = optax.tree.norm(meta_grads)
+    metrics = {**metrics, 'meta/grad_norm': optax.tree.norm(meta_grads)}
   learned = bijections.constrain(eta, problem.bijections)
-  metrics |= bijections.flatten(learned, 'hyperparams')
-  state = state.replace(
-    step=state.step + 1,
-    params=window.inner.params,
-    model_state=window.inner.model_state,
-    opt_state=window.inner.opt_state,
-    eta=eta,
-    meta_opt_state=meta_opt_state,
-    tangents=window.tangents,
-    data_state=window.data_state,
+  metrics = {**metrics, **bijections.flatten(learned, 'hyperparams')}
+  state = state.with_carry(carry).replace(
+    step=state.step + 1, eta=eta, meta_opt_state=meta_opt_state
   )
   return state, metrics
 
 
 def outer_steps(
-  state: state_lib.MetaTrainState,
+  state: MetaTrainState,
   num_steps: jax.Array,
   *,
   step_fn: StepFn,
   max_steps: int,
-) -> tuple[state_lib.MetaTrainState, Chunk]:
+) -> tuple[MetaTrainState, Chunk]:
   """Up to `num_steps` outer steps in one device call.
 
   The count is a traced value and the metrics go to preallocated rows, so one
@@ -227,14 +218,12 @@ def outer_steps(
   return jax.lax.while_loop(go_on, body, (state, chunk))
 
 
-def _traced(
-  step_fn: StepFn, state: state_lib.MetaTrainState
-) -> tuple[StepFn, PyTree]:
+def _traced(step_fn: StepFn, state: MetaTrainState) -> tuple[StepFn, PyTree]:
   """A step that is not traced again, and its metrics' shapes."""
   jaxpr, out = jax.make_jaxpr(step_fn, return_shape=True)(state)
   run, treedef = core.jaxpr_as_fun(jaxpr), jax.tree.structure(out)
 
-  def step(state: state_lib.MetaTrainState) -> Any:
+  def step(state: MetaTrainState) -> Any:
     return jax.tree.unflatten(treedef, run(*jax.tree.leaves(state)))
 
   return step, out[1]
@@ -260,9 +249,9 @@ def _is_count(value: Any) -> bool:
 
 
 def _finite_parts(
-  new: state_lib.MetaTrainState,
-  old: state_lib.MetaTrainState,
-  metrics: inner_lib.Metrics,
+  new: MetaTrainState,
+  old: MetaTrainState,
+  metrics: Metrics,
 ) -> dict[str, jax.Array]:
   """Which parts of a step's outcome are finite, bool scalars.
 

@@ -32,3 +32,18 @@ def parse(spec: str) -> tuple[str, float, float]:
     if math.isfinite(low) and math.isfinite(high) and low < high:
       return 'sigmoid', low, high
   raise ValueError(f'must be one of {", ".join(RANGES)} or sigmoid(low, high)')
+
+
+def check(name: str, spec: str) -> None:
+  """Refuses a hyperparameter's bijection that there is not.
+
+  Raises:
+    ValueError: where `spec` is none.
+  """
+  try:
+    parse(spec)
+  except (ValueError, TypeError) as error:
+    raise ValueError(
+      f'bijections[{name!r}]={spec!r}: must be one of '
+      f'{", ".join(RANGES)} or sigmoid(low, high)'
+    ) from error

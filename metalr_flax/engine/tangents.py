@@ -1,213 +1,117 @@
-"""Which parts of the inner state a hyperparameter can move.
+r"""Which leaves of a state have a tangent: those that eta moves.
 
-Nothing is computed: an update is traced with a tangent on the hyperparameters,
-and the leaves are noted where one comes out. JAX knows of a tangent that it is
-identically zero (behind a sign, a rounding, a `stop_gradient`, an argument that
-is not used), whatever the values are.
+    Z = dz/deta,    z = a state, e.g. (params, model_state, opt_state)
+
+A leaf that no eta can move (a count, the second moments where no Hessian is
+seen, ...) has no tangent: none is carried and none is computed. Which leaves
+these are is read off the trace of one update's derivative; nothing is computed.
+
+Leaves are addressed by their place in `jax.tree.leaves`: whatever belongs to
+the leaves of a state (tangents, a gradient, labels) is a tuple with an entry
+for each. Paths are for messages and for the checkpoint.
+
+Shape legend: k directions, the etas that are varied; every tangent has them as
+its first axis.
 """
 
-from collections.abc import Iterator
-import functools
-import itertools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
-from jax.custom_derivatives import SymbolicZero
 import jax.numpy as jnp
 
-from metalr_flax.engine import bijections
-from metalr_flax.engine import curvature
-from metalr_flax.engine import forward
-from metalr_flax.engine import inner as inner_lib
-from metalr_flax.engine import optimizers
-from metalr_flax.engine import problem as problem_lib
-from metalr_flax.engine import state as state_lib
+from metalr_flax.engine import jaxprs
+from metalr_flax.engine.types import Eta, PyTree
 
-PyTree = Any
-Eta = bijections.Eta
+# By place: an array [k, *leaf.shape], or None where eta does not move the leaf.
+Tangents = tuple[jax.Array | None, ...]
+# What a leaf moves with: names of hyperparameters, or whatever was marked.
+Marks = frozenset[Any]
+
+
+def follow_marks(
+  update: Callable[..., PyTree],
+  state: PyTree,
+  marks: Sequence[Marks],
+  *fixed: PyTree,
+) -> Iterator[list[Marks]]:
+  """What each leaf moves with after 1, 2, ... updates, until nothing is new.
+
+  Args:
+    update: `(state, *fixed) -> state`, pure.
+    state: for its shapes.
+    marks: a set for each leaf: what it moves with before the first update.
+    *fixed: what no update changes, e.g. a batch; for its shapes.
+
+  Yields:
+    A set for each leaf.
+  """
+  derivative = jaxprs.trace_derivative(update, state, *fixed)
+  now = list(marks)
+  while True:
+    found = jaxprs.find_reached(derivative, now)
+    after = [a | b for a, b in zip(now, found, strict=True)]
+    if after == now:
+      return
+    now = after
+    yield now
+
+
+def find_reach(
+  step: Callable[..., PyTree], state: PyTree, eta: Eta, *fixed: PyTree
+) -> list[list[Marks]]:
+  """The hyperparameters that move each leaf, by the number of updates.
+
+  Args:
+    step: `(state, eta, *fixed) -> state`, one update, pure.
+    state: for its shapes.
+    eta: the meta-parameters, for their names and shapes.
+    *fixed: what neither changes, e.g. a batch; for its shapes.
+
+  Returns:
+    After 0, 1, 2, ... updates, for each leaf a set of names; the last item
+    holds for however many updates follow.
+  """
+  nothing = [Marks() for _ in jax.tree.leaves(state)]
+  names = [
+    Marks({name})
+    for name in sorted(eta)  # as JAX orders them
+    for _ in jax.tree.leaves(eta[name])
+  ]
+
+  def update(pair: tuple[PyTree, Eta], *fixed: PyTree) -> tuple[PyTree, Eta]:
+    return step(*pair, *fixed), pair[1]
+
+  later = follow_marks(update, (state, eta), [*nothing, *names], *fixed)
+  return [nothing, *(marks[: len(nothing)] for marks in later)]
 
 
 def find_moving(
-  eta: Eta,
-  inner: state_lib.InnerState,
-  data_state: PyTree,
-  problem: problem_lib.Problem,
-  grad_fn: curvature.GradFn,
-) -> tuple[str, ...]:
-  """The leaves of the inner state that eta can move, in however many updates.
+  step: Callable[..., PyTree], state: PyTree, eta: Eta, *fixed: PyTree
+) -> tuple[bool, ...]:
+  """Whether eta can move each leaf of a state, in however many updates.
 
   Args:
-    eta: the meta-parameters, or only those whose effect is asked for.
-    inner: the inner state, for its shapes.
-    data_state: the sampler's position, for its shapes.
-    problem: the bilevel problem.
-    grad_fn: the inner loss's gradient with its curvature.
-
-  Returns:
-    Their paths, in the order of the leaves.
+    step: see `find_reach`, as for the others.
+    state: for its shapes.
+    eta: the meta-parameters.
+    *fixed: what neither changes.
   """
-  grown = [(), *_grow(eta, inner, data_state, problem, grad_fn)]
-  return grown[-1]
+  reach = find_reach(step, state, eta, *fixed)
+  return tuple(bool(names) for names in reach[-1])
 
 
-def moves_params(
-  eta: Eta,
-  inner: state_lib.InnerState,
-  data_state: PyTree,
-  problem: problem_lib.Problem,
-  grad_fn: curvature.GradFn,
-  *,
-  within: float,
-) -> bool:
-  """Whether eta can move a parameter within so many updates.
+def init_tangents(
+  moving: Sequence[bool], state: PyTree, count: int
+) -> Tangents:
+  """Z = 0.
 
   Args:
-    eta: see `find_moving`, as for the next four.
-    inner: the inner state.
-    data_state: the sampler's position.
-    problem: the bilevel problem.
-    grad_fn: the inner loss's gradient.
-    within: a number of updates; `math.inf` for however many.
+    moving: which leaves have a tangent, see `find_moving`.
+    state: for its leaves' shapes and dtypes.
+    count: k, the number of directions.
   """
-  grown = _grow(eta, inner, data_state, problem, grad_fn)
-  for update, moving in enumerate(grown, 1):
-    if any(path.split('/')[0] == 'params' for path in moving):
-      return update <= within
-  return False
-
-
-def _grow(
-  eta: Eta,
-  inner: state_lib.InnerState,
-  data_state: PyTree,
-  problem: problem_lib.Problem,
-  grad_fn: curvature.GradFn,
-) -> Iterator[tuple[str, ...]]:
-  """What eta can move within 1, 2, ... updates, until no leaf is new."""
-  moving: tuple[str, ...] = ()
-  while True:
-    found: list[str] = []
-    trace = functools.partial(
-      _moved_by_one_update,
-      problem=problem,
-      grad_fn=grad_fn,
-      moving=moving,
-      found=found,
-    )
-    jax.eval_shape(trace, eta, inner, data_state)
-    grown = tuple(n for n in forward.names(inner) if n in {*moving, *found})
-    if grown == moving:
-      return
-    moving = grown
-    yield moving
-
-
-def _moved_by_one_update(
-  eta: Eta,
-  inner: state_lib.InnerState,
-  data_state: PyTree,
-  *,
-  problem: problem_lib.Problem,
-  grad_fn: curvature.GradFn,
-  moving: tuple[str, ...],
-  found: list[str],
-) -> jax.Array:
-  """Traces one update; appends to `found` the leaves that get a tangent."""
-  _, batch = problem.next_batch(data_state)
-
-  def step(leaves: dict[str, jax.Array], eta: PyTree) -> jax.Array:
-    hyperparams = bijections.constrain(eta, problem.bijections)
-    started = inner_lib.started(inner, hyperparams)
-    new, _, _ = inner_lib.inner_step(
-      forward.replace_leaves(started, leaves),
-      hyperparams,
-      batch,
-      grad_fn=grad_fn,
-      tx=problem.tx,
-    )
-    floats = [
-      n
-      for n, leaf in zip(forward.names(new), jax.tree.leaves(new), strict=True)
-      if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
-    ]
-    return _note_tangents(forward.pick_leaves(new, floats), found)
-
-  primals = forward.pick_leaves(inner, moving), eta
-  _, out = jax.jvp(step, primals, jax.tree.map(jnp.ones_like, primals))
-  return out
-
-
-def _note_tangents(leaves: dict[str, jax.Array], found: list[str]) -> jax.Array:
-  """0; where it is differentiated, `found` gets the names that move."""
-
-  @jax.custom_jvp
-  def probe(leaves: dict[str, jax.Array]) -> jax.Array:
-    return jnp.zeros(())
-
-  def rule(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
-    found.extend(
-      n for n, t in tangents[0].items() if not isinstance(t, SymbolicZero)
-    )
-    return jnp.zeros(()), jnp.zeros(())
-
-  probe.defjvp(rule, symbolic_zeros=True)
-  return probe(leaves)
-
-
-def find_movers(
-  eta: Eta, inner: state_lib.InnerState, problem: problem_lib.Problem
-) -> dict[str, set[str]]:
-  """The groups whose hyperparameters the update of each parameter uses.
-
-  The groups are told apart by the binary digits of their places, in
-  2 log2(groups) traces of the optimizer alone.
-
-  Args:
-    eta: values by hyperparameter name and group label.
-    inner: the inner state, for its shapes.
-    problem: the bilevel problem.
-
-  Returns:
-    Labels by the parameter's path: exact where there is one or none, otherwise
-    those that can be.
-  """
-  labels = sorted({label for value in eta.values() for label in value})
-  movers = {
-    path: {*labels} for path in forward.leaves_of('params', inner.params)
-  }
-  digits = range(max(1, (len(labels) - 1).bit_length()))
-  for digit, side in itertools.product(digits, (0, 1)):
-    varied = {v for i, v in enumerate(labels) if i >> digit & 1 == side}
-    moved = _moved_by_groups(varied, eta, inner, problem)
-    for path in movers.keys() - moved:
-      movers[path] -= varied
-  return movers
-
-
-def _moved_by_groups(
-  varied: set[str],
-  eta: Eta,
-  inner: state_lib.InnerState,
-  problem: problem_lib.Problem,
-) -> set[str]:
-  """The parameters whose update some groups' hyperparameters change."""
-  found: list[str] = []
-  some = {
-    name: {label: v for label, v in value.items() if label in varied}
-    for name, value in eta.items()
-  }
-
-  def trace(some: Eta, eta: Eta, inner: state_lib.InnerState) -> jax.Array:
-    def update(some: Eta) -> jax.Array:
-      whole = {name: {**eta[name], **some[name]} for name in eta}
-      opt_state = optimizers.with_hyperparams(
-        inner.opt_state, bijections.constrain(whole, problem.bijections)
-      )
-      # Of any gradient, the parameters for one.
-      updates, _ = problem.tx.update(inner.params, opt_state, inner.params)
-      return _note_tangents(forward.leaves_of('params', updates), found)
-
-    return jax.jvp(update, (some,), (jax.tree.map(jnp.ones_like, some),))[1]
-
-  jax.eval_shape(trace, some, eta, inner)
-  return {*found}
+  return tuple(
+    jnp.zeros((count, *leaf.shape), leaf.dtype) if moves else None
+    for leaf, moves in zip(jax.tree.leaves(state), moving, strict=True)
+  )

@@ -1,59 +1,53 @@
-"""One window of inner updates, and what it leaves behind."""
+"""A window: K inner updates, and the outer loss that judges them.
 
-from typing import Any
+held_out:  F = meta_loss(theta_K; a batch that took no part)
+online:    F = mean over k of loss(theta_k; batch_k), before each update
+"""
 
-import flax.struct
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
 from metalr_flax.engine import bijections
-from metalr_flax.engine import curvature
 from metalr_flax.engine import inner as inner_lib
 from metalr_flax.engine import losses
-from metalr_flax.engine import problem as problem_lib
-from metalr_flax.engine import state as state_lib
+from metalr_flax.engine.types import (
+  Carry,
+  Eta,
+  GradFn,
+  InnerState,
+  Metrics,
+  Problem,
+)  # fmt: skip
 
-PyTree = Any
-
-
-class Window(flax.struct.PyTreeNode, kw_only=True):
-  """What a window leaves behind.
-
-  Attributes:
-    inner: params, model_state and opt_state after the K updates.
-    data_state: the sampler's position after the window's batches.
-    tangents: forward mode's Z after the K updates; `{}` if it is not kept.
-    metrics: scalars by public metric key (`train/loss`, `meta/loss`, ...).
-  """
-
-  inner: state_lib.InnerState
-  data_state: PyTree
-  tangents: dict[str, jax.Array]
-  metrics: inner_lib.Metrics
+# (inner state after the window, mean of its K inner losses) -> F
+OuterLoss = Callable[[InnerState, jax.Array], jax.Array]
 
 
-def run_plain(
-  eta: bijections.Eta,
-  inner: state_lib.InnerState,
-  data_state: PyTree,
-  problem: problem_lib.Problem,
+def unroll(
+  eta: Eta,
+  carry: Carry,
+  problem: Problem,
   *,
-  grad_fn: curvature.GradFn,
-  remat: str,
-) -> Window:
-  """K inner updates, differentiable in eta.
+  grad_fn: GradFn,
+  remat: str = 'none',
+) -> tuple[Carry, Metrics]:
+  """K inner updates, differentiable in eta by reverse mode.
 
   Args:
     eta: unconstrained meta-parameters.
-    inner: the inner state before the window.
-    data_state: the sampler's position before the window.
+    carry: before the window; its tangents stay as they are.
     problem: the bilevel problem.
     grad_fn: the inner loss's gradient with its curvature.
     remat: what reverse mode keeps, see `inner.unroll`.
+
+  Returns:
+    The carry after the window, and the means of the K batches' metrics.
   """
   inner, data_state, metrics = inner_lib.unroll(
-    inner,
-    data_state,
+    carry.inner,
+    carry.data_state,
     bijections.constrain(eta, problem.bijections),
     grad_fn=grad_fn,
     tx=problem.tx,
@@ -61,42 +55,38 @@ def run_plain(
     unroll_length=problem.unroll_length,
     remat=remat,
   )
-  return Window(
-    inner=inner, data_state=data_state, tangents={}, metrics=means(metrics)
-  )
+  return carry.replace(inner=inner, data_state=data_state), means(metrics)
 
 
-def run_judged(
-  eta: bijections.Eta,
-  inner: state_lib.InnerState,
-  data_state: PyTree,
-  problem: problem_lib.Problem,
-  *,
-  grad_fn: curvature.GradFn,
-  remat: str,
-  online: bool,
-) -> tuple[jax.Array, Window]:
-  """The same with the outer loss: that of the K batches, or of one held out.
+def means(metrics: Metrics) -> Metrics:
+  """The K batches' metrics [K] as means, by public key."""
+  return {f'train/{name}': jnp.mean(v) for name, v in metrics.items()}
+
+
+def draw_outer_loss(
+  carry: Carry, problem: Problem, *, online: bool
+) -> tuple[OuterLoss, Carry]:
+  """The outer loss F of a window, the held-out batch drawn where it has one.
 
   A held-out loss is taken on the params *after* the K updates: on those from
   before the last one, the gradient of a window of one update would be exactly
   0.
+
+  Args:
+    carry: after the window's updates.
+    problem: the bilevel problem.
+    online: whether F is the mean of the window's inner losses.
+
+  Returns:
+    `(inner, train_loss) -> F`, and the carry after the batch.
   """
-  window = run_plain(
-    eta, inner, data_state, problem, grad_fn=grad_fn, remat=remat
-  )
   if online:
-    meta_loss = window.metrics['train/loss']
-  else:
-    data_state, batch = problem.next_meta_batch(window.data_state)
-    meta_loss, _ = losses.checked('meta_loss_fn', problem.meta_loss_fn)(
-      window.inner.params, window.inner.model_state, batch
-    )
-    window = window.replace(data_state=data_state)
-  metrics = {**window.metrics, 'meta/loss': meta_loss}
-  return meta_loss, window.replace(metrics=metrics)
+    return (lambda inner, train_loss: train_loss), carry
+  data_state, batch = problem.next_meta_batch(carry.data_state)
+  loss_fn = losses.checked('meta_loss_fn', problem.meta_loss_fn)
 
+  def held_out(inner: InnerState, train_loss: jax.Array) -> jax.Array:
+    del train_loss
+    return loss_fn(inner.params, inner.model_state, batch)[0]
 
-def means(metrics: inner_lib.Metrics) -> inner_lib.Metrics:
-  """The K batches' metrics [K] as means, by public key."""
-  return {f'train/{name}': jnp.mean(v) for name, v in metrics.items()}
+  return held_out, carry.replace(data_state=data_state)

@@ -18,11 +18,9 @@ import optax
 from metalr_flax import errors
 from metalr_flax import models
 from metalr_flax import tasks
-from metalr_flax.engine import inner
 from metalr_flax.engine import meta_gradient
 from metalr_flax.engine import outer
-from metalr_flax.engine import problem as problem_lib
-from metalr_flax.engine import state as state_lib
+from metalr_flax.engine import types
 from metalr_flax.models import functional
 from metalr_flax.trainer import build_optimizers
 from metalr_flax.trainer import evaluate
@@ -50,9 +48,9 @@ class Experiment:
     known_answers: the values that a perfect model would end at, by name.
   """
 
-  problem: problem_lib.Problem
+  problem: types.Problem
   step_fn: outer.StepFn
-  init_state: Callable[[], state_lib.MetaTrainState]
+  init_state: Callable[[], types.MetaTrainState]
   evaluate: evaluate.EvaluateFn
   make_model: Callable[[Any, Any], nnx.Module]
   meta_tx: optax.GradientTransformation
@@ -128,7 +126,7 @@ def _first_values(
 
 def _build_problem(
   config: Config, task: tasks.Task, split: functional.Split
-) -> tuple[problem_lib.Problem, dict[str, Any]]:
+) -> tuple[types.Problem, dict[str, Any]]:
   """The bilevel problem, and the initial value of what it learns."""
   inner_section, meta = config['inner'], config['meta']
   factory = lookup.find_factory('inner.optimizer', inner_section['optimizer'])
@@ -136,7 +134,7 @@ def _build_problem(
   initial = build_optimizers.initial_hyperparams(
     inner_section, meta['learned'], factory, labels
   )
-  problem = problem_lib.Problem(
+  problem = types.Problem(
     loss_fn=functional.make_loss_fn(split.train, task.loss),
     meta_loss_fn=functional.make_loss_fn(split.meta, task.loss),
     next_batch=task.next,
@@ -219,25 +217,25 @@ def _build_estimator(section: Config) -> meta_gradient.Estimator:
 
 
 def _make_step_fn(
-  problem: problem_lib.Problem,
+  problem: types.Problem,
   meta_tx: optax.GradientTransformation,
   estimator: meta_gradient.Estimator,
-  summarize: Callable[[state_lib.MetaTrainState], dict[str, jax.Array]],
+  summarize: Callable[[types.MetaTrainState], dict[str, jax.Array]],
 ) -> outer.StepFn:
   step = functools.partial(
     outer.outer_step, problem=problem, meta_tx=meta_tx, estimator=estimator
   )
 
   def step_fn(
-    state: state_lib.MetaTrainState,
-  ) -> tuple[state_lib.MetaTrainState, inner.Metrics]:
+    state: types.MetaTrainState,
+  ) -> tuple[types.MetaTrainState, types.Metrics]:
     state, metrics = step(state)
     return state, {**metrics, **summarize(state)}
 
   return step_fn
 
 
-def _unshared(state: state_lib.MetaTrainState) -> state_lib.MetaTrainState:
+def _unshared(state: types.MetaTrainState) -> types.MetaTrainState:
   """Copies of all arrays: a state is donated, and no array may be twice.
 
   Strongly typed, as a restored state is: the bits must not depend on whether a
@@ -254,7 +252,7 @@ def _strong_copy(leaf: jax.Array) -> jax.Array:
 
 
 def _summarizer(task: tasks.Task, split: functional.Split) -> Callable:
-  def summarize(state: state_lib.MetaTrainState) -> dict[str, jax.Array]:
+  def summarize(state: types.MetaTrainState) -> dict[str, jax.Array]:
     if not hasattr(task, 'summarize'):
       return {}
     model = split.eval.merge(state.params, state.model_state)

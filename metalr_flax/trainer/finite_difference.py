@@ -11,8 +11,7 @@ import jax.numpy as jnp
 from metalr_flax.engine import bijections
 from metalr_flax.engine import meta_gradient
 from metalr_flax.engine import outer
-from metalr_flax.engine import problem as problem_lib
-from metalr_flax.engine import state as state_lib
+from metalr_flax.engine import types
 from metalr_flax.trainer import build
 from metalr_flax.trainer import refusals
 
@@ -66,8 +65,8 @@ def audit(config: build.Config, warm_up: int) -> list[Row]:
 
 
 def compare(
-  state: state_lib.MetaTrainState,
-  problem: problem_lib.Problem,
+  state: types.MetaTrainState,
+  problem: types.Problem,
   estimator: meta_gradient.Estimator,
 ) -> list[Row]:
   """Compares dF/deta of the window at `state` with a central difference.
@@ -83,14 +82,17 @@ def compare(
   Returns:
     A row for each array of eta.
   """
-  where = state.inner, state.data_state
-  tangents = estimator.init_tangents(state.eta, *where, problem)
-  gradient, _ = jax.jit(lambda eta: estimator(eta, *where, tangents, problem))(
+  carry = state.carry.replace(
+    tangents=estimator.init_tangents(
+      state.eta, state.inner, state.data_state, problem
+    )
+  )
+  gradient, _, _ = jax.jit(lambda eta: estimator(eta, carry, problem))(
     state.eta
   )
   exact = meta_gradient.Estimator(objective=estimator.objective)
   loss = jax.jit(
-    lambda eta: meta_gradient.run_window(exact, eta, *where, problem)[0]
+    lambda eta: meta_gradient.meta_loss(exact, eta, carry, problem)[0]
   )
   floor = 1e-12 * max(1.0, abs(float(loss(state.eta))))
   names = bijections.flatten(state.eta, '')

@@ -18,9 +18,8 @@ from metalr_flax import console
 from metalr_flax import errors
 from metalr_flax.config import schema
 from metalr_flax.engine import bijections
-from metalr_flax.engine import inner
 from metalr_flax.engine import outer
-from metalr_flax.engine import state as state_lib
+from metalr_flax.engine import types
 from metalr_flax.trainer import build
 from metalr_flax.workdir import events
 from metalr_flax.workdir import folder
@@ -44,7 +43,7 @@ class Pending:
 
   first: int
   chunk: outer.Chunk
-  evaluation: inner.Metrics
+  evaluation: types.Metrics
 
 
 @contextlib.contextmanager
@@ -52,7 +51,7 @@ def opened(
   workdir: pathlib.Path,
   config: Mapping[str, Any],
   experiment: build.Experiment,
-  state: state_lib.MetaTrainState,
+  state: types.MetaTrainState,
   record: Mapping[str, Any],
 ) -> Iterator['Recorder']:
   """Opens a recorder that goes on where a checkpoint's record says.
@@ -100,7 +99,7 @@ class Recorder:
     workdir: pathlib.Path,
     config: Mapping[str, Any],
     experiment: build.Experiment,
-    state: state_lib.MetaTrainState,
+    state: types.MetaTrainState,
     metrics: metrics_csv.MetricsFile,
     writer: events.metric_writers.MetricWriter,
   ):
@@ -175,7 +174,7 @@ class Recorder:
       'event_sizes': events.event_sizes(self._workdir),
     }
 
-  def finish(self, evaluation: inner.Metrics) -> None:
+  def finish(self, evaluation: types.Metrics) -> None:
     """Writes the results, the schedule and the plot, and says where."""
     self._metrics.flush()
     values = {f'eval/{n}': float(v) for n, v in evaluation.items()}
@@ -266,7 +265,7 @@ class Recorder:
 
 
 def _metric_keys(
-  experiment: build.Experiment, state: state_lib.MetaTrainState
+  experiment: build.Experiment, state: types.MetaTrainState
 ) -> list[str]:
   _, metrics = jax.eval_shape(experiment.step_fn, state)
   evaluation = jax.eval_shape(

@@ -6,7 +6,7 @@ from typing import Any
 
 from metalr_flax import errors
 from metalr_flax.engine import agreement
-from metalr_flax.engine import forward_gradient
+from metalr_flax.engine import forward
 from metalr_flax.engine import losses
 
 
@@ -30,7 +30,7 @@ def _learnable() -> Iterator[None]:
   """Refuses a meta-gradient that cannot be computed, or that is always 0."""
   try:
     yield
-  except forward_gradient.NoForwardRuleError as error:
+  except forward.NoForwardRuleError as error:
     raise errors.ConfigError(
       f'meta.estimator=forward: {str(error).partition(":")[0]}; set '
       f'--config.meta.estimator=reverse'

@@ -1,40 +1,63 @@
-r"""One online step of forward mode on gradients that somebody else takes.
+r"""The slope of somebody else's loss, and the push that prepares the next one.
 
     dF/deta = g . Z,    Z <- gamma Z + d updates / d eta
 
-It is the engine's window of K = 1 without the Hessian, in the order that an
-optimizer needs: eta moves first, then the inner update runs.
+It is the engine's forward mode with K = 1 and without the Hessian, in the order
+that an optimizer needs: eta moves first, then the inner update runs.
 
-Tangents are kept by the place of their leaf in (params, opt_state): a loop may
-give params of another kind to `update` than it gave to `init`, with other paths
+Tangents go by place among the leaves of (params, opt_state): a loop may give
+params of another container to `update` than it gave to `init`, with other paths
 and the same leaves. They are float32 at least: in bfloat16 a sum of 300 updates
 stands still.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from metalr_flax.engine import curvature
 from metalr_flax.engine import forward
-from metalr_flax.engine import forward_gradient
-from metalr_flax.engine import optimizers
-from metalr_flax.engine import problem as problem_lib
-from metalr_flax.engine import state as state_lib
+from metalr_flax.engine import slopes as slopes_lib
+from metalr_flax.engine import tangents as tangents_lib
+from metalr_flax.engine.tangents import Tangents
+from metalr_flax.engine.types import Eta, PyTree
 
-PyTree = Any
-# By name, by group label below it where there are groups; scalars.
-Eta = dict[str, Any]
+# ((params, opt_state), eta, *fixed) -> (updates, opt_state)
+Update = Callable[..., tuple[PyTree, optax.OptState]]
 
 
-def slopes(
+def init_tangents(
+  update: Update,
+  params: PyTree,
+  opt_state: optax.OptState,
+  eta: Eta,
+  *fixed: PyTree,
+) -> Tangents:
+  """Z = 0 of the leaves that eta can move when gradients count as constants.
+
+  Args:
+    update: the inner optimizer's, `((params, opt_state), eta, *fixed) ->
+      (updates, opt_state)`.
+    params: for their shapes.
+    opt_state: for its shapes.
+    eta: the meta-parameters; nothing has a tangent where there are none.
+    *fixed: what eta does not move, for its shapes.
+  """
+  state = params, opt_state
+  if not eta:
+    return ()
+  moving = tangents_lib.find_moving(update, state, eta, *fixed)
+  return jax.tree.map(
+    _widened, tangents_lib.init_tangents(moving, state, len(eta))
+  )
+
+
+def find_slopes(
   eta: Eta,
   grads: PyTree,
   params: PyTree,
-  tangents: forward.Tangents,
+  tangents: Tangents,
   labels: PyTree | None,
 ) -> Eta:
   """dF/deta = g . Z.
@@ -44,34 +67,30 @@ def slopes(
     grads: g as the optimizer gets them (of complex parameters the conjugate of
       what `jax.grad` gives), of params' structure, or of that of the fast ones
       with `optax.lookahead`.
-    params: where g was taken, for the paths.
-    tangents: Z there.
+    params: where g was taken.
+    tangents: Z there; those of params come first.
     labels: the group of each parameter, None where there are none.
 
   Returns:
     Scalars of eta's structure, float32 at least.
   """
-  contract = forward_gradient.make_contract(
-    eta, params, labels=labels, per_group=False
-  )
-  return contract(
-    jnp.zeros(len(eta)),
-    forward.leaves_of('params', _as_slope(grads, params)),
-    _by_path(tangents, _inner(params, ())),
-  )
+  gradient = jax.tree.leaves(_as_slope(grads, params))
+  groups = [''] * len(gradient) if labels is None else jax.tree.leaves(labels)
+  contract = slopes_lib.make_contract(eta, groups)
+  return contract(jnp.zeros(len(eta)), gradient, tangents[: len(gradient)])
 
 
 def push_update(
-  propose: Callable[..., tuple[PyTree, optax.OptState]],
+  update: Update,
   params: PyTree,
   opt_state: optax.OptState,
   eta: Eta,
-  tangents: forward.Tangents,
-) -> tuple[PyTree, optax.OptState, forward.Tangents]:
+  tangents: Tangents,
+) -> tuple[PyTree, optax.OptState, Tangents]:
   """The inner optimizer's update, and what it adds to Z.
 
   Args:
-    propose: `(params, opt_state, eta) -> (updates, opt_state)`.
+    update: `((params, opt_state), eta) -> (updates, opt_state)`.
     params: before the update.
     opt_state: before the update.
     eta: scalars by hyperparameter name.
@@ -79,30 +98,26 @@ def push_update(
 
   Returns:
     The updates and the optimizer's state after them; and d updates / d eta at
-    the places of the parameters, dz/deta itself at those of the state.
+    the places of params, dz/deta itself at those of opt_state.
   """
-  inner = _inner(params, opt_state)
-  by_path = _by_path(tangents, inner)
-  leaves = forward.pick_leaves(inner, tuple(by_path))
-  z = {path: by_path[path].astype(leaves[path].dtype) for path in leaves}
-
-  def step(leaves: dict, eta: PyTree) -> tuple[PyTree, PyTree]:
-    moved = forward.replace_leaves(inner, leaves)
-    updates, new_state = propose(moved.params, moved.opt_state, eta)
-    # In the parameters' places: what is added to them.
-    after = inner.replace(params=updates, opt_state=new_state)
-    return forward.pick_leaves(after, tuple(z)), (updates, new_state)
-
-  _, dots, (updates, opt_state) = forward.push(
-    step, (leaves, eta), (z, forward.directions(eta, per_group=False))
+  state = params, opt_state
+  if not eta:
+    return *update(state, eta), ()
+  z = tuple(
+    None if z is None else z.astype(leaf.dtype)
+    for z, leaf in zip(tangents, jax.tree.leaves(state), strict=True)
   )
-  places = {path: i for i, path in enumerate(forward.names(inner))}
-  return updates, opt_state, {_key(places[p]): d for p, d in dots.items()}
+  (updates, opt_state), dots, _, _ = forward.push_update(
+    lambda state, eta: (update(state, eta), (), ()),
+    state,
+    eta,
+    z,
+    forward.directions(eta, per_group=False),
+  )
+  return updates, opt_state, dots
 
 
-def advance(
-  tangents: forward.Tangents, dots: forward.Tangents, params: PyTree
-) -> forward.Tangents:
+def advance(tangents: Tangents, dots: Tangents, params: PyTree) -> Tangents:
   """Z after the update: what `push_update` gave, added to discounted tangents.
 
   Args:
@@ -111,84 +126,11 @@ def advance(
     params: for the number of their leaves.
   """
   count = len(jax.tree.leaves(params))
-  return {
-    place: (z + dots[place] if int(place) < count else dots[place]).astype(
-      z.dtype
-    )
-    for place, z in tangents.items()
-  }
-
-
-def init_tangents(
-  params: PyTree,
-  opt_state: optax.OptState,
-  eta: Eta,
-  tx: optax.GradientTransformation,
-  labels: PyTree | None,
-) -> forward.Tangents:
-  """Z = 0 of the leaves that eta can move when gradients count as constants."""
-  if not eta:
-    return {}
-  constant: curvature.GradFn = lambda params, model_state, grads: (
-    (jnp.zeros(()), (model_state, {})),
-    grads,
-  )
-
-  def never(*args: Any) -> Any:
-    raise NotImplementedError
-
-  problem = problem_lib.Problem(
-    loss_fn=never,
-    meta_loss_fn=never,
-    next_batch=lambda grads: (grads, grads),
-    next_meta_batch=never,
-    tx=tx,
-    bijections=dict.fromkeys(eta, 'log'),
-    unroll_length=1,
-    labels=labels,
-  )
-  inner = _inner(params, opt_state)
-  grads = optimizers.gradients_like(params)
-  tangents = forward_gradient.init_tangents(
-    eta, inner, grads, problem, grad_fn=constant, per_group=False
-  )
-  places = {path: i for i, path in enumerate(forward.names(inner))}
-  return {
-    _key(places[path]): z.astype(jnp.promote_types(z.dtype, jnp.float32))
-    for path, z in tangents.items()
-  }
-
-
-def init_displacement(params: PyTree) -> forward.Tangents:
-  """No displacement, as tangents of one direction."""
-  return {
-    _key(place): jnp.zeros_like(
-      leaf, dtype=jnp.promote_types(leaf.dtype, jnp.float32)
-    )[None]
-    for place, leaf in enumerate(jax.tree.leaves(params))
-  }
-
-
-def add_updates(
-  displacement: forward.Tangents, updates: PyTree
-) -> forward.Tangents:
-  """The displacement after an update."""
-  leaves = jax.tree.leaves(updates)
-  return {
-    place: (d + leaves[int(place)][None]).astype(d.dtype)
-    for place, d in displacement.items()
-  }
-
-
-def go_back(updates: PyTree, displacement: forward.Tangents) -> PyTree:
-  """The updates less the displacement."""
-  leaves, treedef = jax.tree.flatten(updates)
-  return jax.tree.unflatten(
-    treedef,
-    [
-      u - displacement[_key(place)][0].astype(u.dtype)
-      for place, u in enumerate(leaves)
-    ],
+  add = lambda z, dot: (z + dot).astype(z.dtype)
+  take = lambda z, dot: dot.astype(z.dtype)
+  return (
+    *jax.tree.map(add, tangents[:count], dots[:count]),
+    *jax.tree.map(take, tangents[count:], dots[count:]),
   )
 
 
@@ -206,18 +148,5 @@ def _as_slope(grads: PyTree, params: PyTree) -> PyTree:
   )
 
 
-def _inner(params: PyTree, opt_state: optax.OptState) -> state_lib.InnerState:
-  return state_lib.InnerState(
-    params=params, model_state={}, opt_state=opt_state
-  )
-
-
-def _key(place: int) -> str:
-  return f'{place:06d}'  # sorted as text they keep their order
-
-
-def _by_path(
-  tangents: forward.Tangents, inner: state_lib.InnerState
-) -> forward.Tangents:
-  paths = forward.names(inner)
-  return {paths[int(p)]: z for p, z in tangents.items() if int(p) < len(paths)}
+def _widened(leaf: jax.Array) -> jax.Array:
+  return leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))

@@ -17,16 +17,18 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metalr_flax.engine import forward
 from metalr_flax.engine import inner as inner_lib
 from metalr_flax.engine import optimizers
+from metalr_flax.engine.tangents import Tangents
+from metalr_flax.engine.types import Eta, PyTree
+from metalr_flax.tuning import displacement as displacement_lib
 from metalr_flax.tuning import factors
+from metalr_flax.tuning import fit
 from metalr_flax.tuning import guard as guard_lib
-from metalr_flax.tuning import injected
 from metalr_flax.tuning import online
+from metalr_flax.tuning import select
 from metalr_flax.tuning import steering as steering_lib
 
-PyTree = Any
 # Where a learning rate starts at most. It grows e-fold in ten updates, so what
 # the user set does not matter; from above nothing recovers as well.
 START = 1e-5
@@ -41,7 +43,8 @@ class SelfTuningState(NamedTuple):
     eta: logarithms of the factors on them, float32 scalars.
     meta_opt_state: what moves eta remembers: `steering.Steering`, or the state
       of `meta_tx`.
-    tangents: Z by the place of its leaf in (params, opt_state), [k, ...].
+    tangents: Z by the place of its leaf in (params, opt_state): arrays
+      [k, ...], k hyperparameters, or None where the leaf does not move.
     displacement: the sum of the last one to three updates, [1, ...] by place.
     guard: against explosions; None where nothing is guarded.
     step: updates done, int32 scalar.
@@ -49,10 +52,10 @@ class SelfTuningState(NamedTuple):
 
   opt_state: optax.OptState
   base: factors.Values
-  eta: online.Eta
+  eta: Eta
   meta_opt_state: Any
-  tangents: forward.Tangents
-  displacement: forward.Tangents
+  tangents: Tangents
+  displacement: Tangents
   guard: guard_lib.Guard | None
   step: jax.Array
 
@@ -76,31 +79,27 @@ class Tuner:
   def init(self, params: PyTree) -> SelfTuningState:
     """The state before the first update."""
     params = optimizers.as_arrays(params)
-    labels = self._labels(params)
-    injected.check(self.inner_tx, params, self.learned, labels)
+    labels = factors.expand_labels(self.labels, params)
+    fit.check(self.inner_tx, params, self.learned, labels)
     opt_state = optimizers.init_state(self.inner_tx, params)
     base = factors.find_base(opt_state, self.learned, labels)
-    eta = jax.tree.map(lambda _: jnp.zeros((), jnp.float32), base)
-    if self.steers and 'learning_rate' in base:
-      eta['learning_rate'] = jax.tree.map(
-        lambda b: jnp.minimum(0.0, jnp.log(START / b.astype(jnp.float32))),
-        base['learning_rate'],
-      )
+    eta, step = self._init_eta(base), jnp.zeros((), jnp.int32)
+    if self.steers:
       opt_state = optimizers.with_hyperparams(
         opt_state, factors.constrain(base, eta, self.learned)
       )
-    tangents = online.init_tangents(
-      params, opt_state, eta, self.inner_tx, labels
-    )
+    fixed = optimizers.gradients_like(params), base, step
     return SelfTuningState(
       opt_state=opt_state,
       base=base,
       eta=eta,
       meta_opt_state=self._init_meta(eta),
-      tangents=tangents,
-      displacement=online.init_displacement(params) if self.steers else {},
+      tangents=online.init_tangents(
+        self._inner_update, params, opt_state, eta, *fixed
+      ),
+      displacement=displacement_lib.init(params) if self.steers else (),
       guard=guard_lib.init() if self.steers else None,
-      step=jnp.zeros((), jnp.int32),
+      step=step,
     )
 
   def update(
@@ -116,13 +115,19 @@ class Tuner:
     del extra_args
     if params is None:
       raise ValueError('self_tuning: update(grads, state, params) needs params')
-    updates, params = optimizers.as_arrays((updates, params))
+    grads, params = optimizers.as_arrays((updates, params))
     if self.steers:
-      return self._steer(state, updates, params, value)
-    eta, meta_opt_state = self._follow(state, updates, params)
+      return self._update_guarded(grads, state, params, value)
+    return self._update_plainly(grads, state, params)
+
+  def _update_plainly(
+    self, grads: PyTree, state: SelfTuningState, params: PyTree
+  ) -> tuple[PyTree, SelfTuningState]:
+    """An update with eta moved by `meta_tx`, or not at all."""
+    eta, meta_opt_state = self._follow(grads, state, params)
     tangents = jax.tree.map(lambda z: self.discount * z, state.tangents)
-    new, opt_state, dots = self._push(state, eta, updates, params, tangents)
-    return new, state._replace(
+    updates, opt_state, dots = self._push(grads, state, params, eta, tangents)
+    return updates, state._replace(
       opt_state=opt_state,
       eta=eta,
       meta_opt_state=meta_opt_state,
@@ -130,14 +135,14 @@ class Tuner:
       step=optax.safe_increment(state.step),
     )
 
-  def _steer(
+  def _update_guarded(
     self,
-    state: SelfTuningState,
     grads: PyTree,
+    state: SelfTuningState,
     params: PyTree,
     value: jax.typing.ArrayLike | None,
   ) -> tuple[PyTree, SelfTuningState]:
-    """An update by our rule.
+    """An update with eta moved by our rule, undone where training explodes.
 
     Every large array is written once, after all that reads it, and no slope is
     of an array made up for it: XLA then needs no copy of any. That is why the
@@ -146,15 +151,16 @@ class Tuner:
     assert state.guard is not None
     verdict, guard = guard_lib.watch(state.guard, grads, state.step, value)
     restart = state.guard.restart & ~verdict.skip
-    eta, steering = self._move(state, grads, params, verdict.back, restart)
+    slopes, quick = self._find_slopes(grads, state, params)
+    eta, steering = self._steer(slopes, quick, state, verdict.back, restart)
     gamma = steering_lib.long_discount(state.meta_opt_state)
     before, state = state, self._restarted(state, restart, params)
     tangents = jax.tree.map(lambda z: gamma * z, state.tangents)
-    updates, opt_state, dots = self._push(state, eta, grads, params, tangents)
+    updates, opt_state, dots = self._push(grads, state, params, eta, tangents)
     none = verdict.skip | verdict.back
-    updates, dots = _zero_where(none, (updates, dots))
-    displacement = online.add_updates(
-      _zero_where(verdict.landmark & ~none, state.displacement), updates
+    updates, dots = select.zero_where(none, (updates, dots))
+    displacement = displacement_lib.add(
+      select.zero_where(verdict.landmark & ~none, state.displacement), updates
     )
     after = state._replace(
       opt_state=opt_state,
@@ -163,12 +169,129 @@ class Tuner:
       tangents=online.advance(tangents, dots, params),
       step=optax.safe_increment(state.step),
     )
-    after = _where(verdict.skip, before, after)
-    return online.go_back(
-      updates, _zero_where(~verdict.back, displacement)
-    ), after._replace(
-      displacement=_zero_where(verdict.back, displacement), guard=guard
+    after = select.where(verdict.skip, before, after)
+    undone = select.zero_where(~verdict.back, displacement)
+    return displacement_lib.subtract(updates, undone), after._replace(
+      displacement=select.zero_where(verdict.back, displacement), guard=guard
     )
+
+  def _init_eta(self, base: factors.Values) -> Eta:
+    """The user's values; of a learning rate `START` where that is lower."""
+    eta = jax.tree.map(lambda _: jnp.zeros((), jnp.float32), base)
+    if self.steers and 'learning_rate' in base:
+      eta['learning_rate'] = jax.tree.map(
+        lambda b: jnp.minimum(0.0, jnp.log(START / b.astype(jnp.float32))),
+        base['learning_rate'],
+      )
+    return eta
+
+  def _init_meta(self, eta: Eta) -> Any:
+    if self.meta_tx is not None:
+      return self.meta_tx.init(eta)
+    return steering_lib.init(len(jax.tree.leaves(eta)))
+
+  def _find_slopes(
+    self, grads: PyTree, state: SelfTuningState, params: PyTree
+  ) -> tuple[Eta, Eta]:
+    """The long slopes, and the quick ones: those of a learning rate alone."""
+    labels = factors.expand_labels(self.labels, params)
+    long = online.find_slopes(state.eta, grads, params, state.tangents, labels)
+    rate = {n: eta for n, eta in state.eta.items() if n == 'learning_rate'}
+    quick = online.find_slopes(rate, grads, params, state.displacement, labels)
+    return long, {**jax.tree.map(jnp.zeros_like, long), **quick}
+
+  def _follow(
+    self, grads: PyTree, state: SelfTuningState, params: PyTree
+  ) -> tuple[Eta, Any]:
+    """The new eta by `meta_tx`, and its state."""
+    if self.meta_tx is None or not self.learned:
+      return state.eta, state.meta_opt_state
+    labels = factors.expand_labels(self.labels, params)
+    slopes = online.find_slopes(
+      state.eta, grads, params, state.tangents, labels
+    )
+    slopes = jax.tree.map(lambda s, e: s.astype(e.dtype), slopes, state.eta)
+    moves, memory = self.meta_tx.update(slopes, state.meta_opt_state, state.eta)
+    finite = jnp.all(jnp.isfinite(_stack(slopes)))
+    return select.where(
+      finite,
+      (self._moved(state, moves, jnp.inf), memory),
+      (state.eta, state.meta_opt_state),
+    )
+
+  def _steer(
+    self,
+    slopes: Eta,
+    quick: Eta,
+    state: SelfTuningState,
+    back: jax.Array,
+    restart: jax.Array,
+  ) -> tuple[Eta, steering_lib.Steering]:
+    """The new eta by our rule, and what the rule remembers.
+
+    It rests where updates are undone. At a restart the rates are lowered, all
+    else goes half the way back to what the user set, and the rule begins anew.
+    """
+    is_rate = _stack(
+      {
+        name: jax.tree.map(lambda _, n=name: n == 'learning_rate', eta)
+        for name, eta in state.eta.items()
+      }
+    )
+    eta = _stack(state.eta)
+    steering = select.where(
+      restart,
+      steering_lib.begin_anew(state.meta_opt_state),
+      state.meta_opt_state,
+    )
+    long, short = select.zero_where(restart, (_stack(slopes), _stack(quick)))
+    rows, steering = steering_lib.steer(eta, long, short, is_rate, steering)
+    lower = jnp.where(is_rate, -guard_lib.BACK_OFF, -eta / 2)
+    rows = jnp.where(restart, lower, jnp.where(back, 0, rows))
+    moves = jax.tree.unflatten(jax.tree.structure(state.eta), list(rows))
+    return self._moved(state, moves, state.step), steering
+
+  def _moved(
+    self, state: SelfTuningState, moves: Eta, age: jax.typing.ArrayLike
+  ) -> Eta:
+    """The new eta, where its hyperparameters can still move."""
+    eta = jax.tree.map(
+      lambda e, move: (e + move).astype(e.dtype), state.eta, moves
+    )
+    return factors.clip(eta, state.base, self.learned, age)
+
+  def _push(
+    self,
+    grads: PyTree,
+    state: SelfTuningState,
+    params: PyTree,
+    eta: Eta,
+    tangents: Tangents,
+  ) -> tuple[PyTree, optax.OptState, Tangents]:
+    """The inner optimizer's update with its tangents."""
+
+    def update(inner: PyTree, eta: Eta) -> tuple[PyTree, optax.OptState]:
+      return self._inner_update(inner, eta, grads, state.base, state.step)
+
+    return online.push_update(update, params, state.opt_state, eta, tangents)
+
+  def _inner_update(
+    self,
+    inner: tuple[PyTree, optax.OptState],
+    eta: Eta,
+    grads: PyTree,
+    base: factors.Values,
+    step: jax.Array,
+  ) -> tuple[PyTree, optax.OptState]:
+    """The inner optimizer's update with the hyperparameters of eta."""
+    hyperparams = factors.constrain(base, eta, self.learned)
+    if self.schedule is not None and 'learning_rate' in hyperparams:
+      scale = self.schedule(step)
+      hyperparams['learning_rate'] = jax.tree.map(
+        lambda rate: (rate * scale).astype(rate.dtype),
+        hyperparams['learning_rate'],
+      )
+    return inner_lib.propose(*inner, grads, hyperparams, tx=self.inner_tx)
 
   def _restarted(
     self, state: SelfTuningState, restart: jax.Array, params: PyTree
@@ -180,125 +303,11 @@ class Tuner:
         start, optimizers.find_hyperparams(state.opt_state)
       )
     return state._replace(
-      opt_state=_where(restart, start, state.opt_state),
-      tangents=_zero_where(restart, state.tangents),
-      displacement=_zero_where(restart, state.displacement),
+      opt_state=select.where(restart, start, state.opt_state),
+      tangents=select.zero_where(restart, state.tangents),
+      displacement=select.zero_where(restart, state.displacement),
     )
-
-  def _labels(self, params: PyTree) -> PyTree | None:
-    return factors.expand_labels(self.labels, params)
-
-  def _init_meta(self, eta: online.Eta) -> Any:
-    if self.meta_tx is not None:
-      return self.meta_tx.init(eta)
-    return steering_lib.init(len(jax.tree.leaves(eta)))
-
-  def _follow(
-    self, state: SelfTuningState, grads: PyTree, params: PyTree
-  ) -> tuple[online.Eta, Any]:
-    """The new eta by `meta_tx`, and its state."""
-    if self.meta_tx is None or not self.learned:
-      return state.eta, state.meta_opt_state
-    slopes = online.slopes(
-      state.eta, grads, params, state.tangents, self._labels(params)
-    )
-    slopes = jax.tree.map(lambda s, e: s.astype(e.dtype), slopes, state.eta)
-    moves, memory = self.meta_tx.update(slopes, state.meta_opt_state, state.eta)
-    finite = jnp.all(jnp.isfinite(jnp.stack(jax.tree.leaves(slopes))))
-    return _where(
-      finite,
-      (self._moved(state, moves, jnp.inf), memory),
-      (state.eta, state.meta_opt_state),
-    )
-
-  def _move(
-    self,
-    state: SelfTuningState,
-    grads: PyTree,
-    params: PyTree,
-    back: jax.Array,
-    restart: jax.Array,
-  ) -> tuple[online.Eta, steering_lib.Steering]:
-    """The new eta by our rule.
-
-    It rests where updates are undone. At a restart the rates are lowered, all
-    else goes half the way back to what the user set, and the rule begins anew.
-    """
-    labels = self._labels(params)
-    slopes = online.slopes(state.eta, grads, params, state.tangents, labels)
-    rate = {n: eta for n, eta in state.eta.items() if n == 'learning_rate'}
-    quick = online.slopes(rate, grads, params, state.displacement, labels)
-    quick = {**jax.tree.map(jnp.zeros_like, slopes), **quick}
-    is_rate = {
-      name: jax.tree.map(lambda _, n=name: n in rate, eta)
-      for name, eta in state.eta.items()
-    }
-    of_eta, of_rate = _stack(state.eta), _stack(is_rate)
-    steering = _where(
-      restart,
-      steering_lib.begin_anew(state.meta_opt_state),
-      state.meta_opt_state,
-    )
-    long, quick = _zero_where(restart, (_stack(slopes), _stack(quick)))
-    rows, steering = steering_lib.steer(of_eta, long, quick, of_rate, steering)
-    lower = jnp.where(of_rate, -guard_lib.BACK_OFF, -of_eta / 2)
-    rows = jnp.where(restart, lower, jnp.where(back, 0, rows))
-    moves = jax.tree.unflatten(jax.tree.structure(state.eta), list(rows))
-    return self._moved(state, moves, state.step), steering
-
-  def _moved(
-    self,
-    state: SelfTuningState,
-    moves: online.Eta,
-    age: jax.typing.ArrayLike,
-  ) -> online.Eta:
-    """The new eta, where its hyperparameters can still move."""
-    eta = jax.tree.map(
-      lambda e, move: (e + move).astype(e.dtype), state.eta, moves
-    )
-    return factors.clip(eta, state.base, self.learned, age)
-
-  def _push(
-    self,
-    state: SelfTuningState,
-    eta: online.Eta,
-    grads: PyTree,
-    params: PyTree,
-    tangents: forward.Tangents,
-  ) -> tuple[PyTree, optax.OptState, forward.Tangents]:
-    """The inner optimizer's update with its tangents."""
-
-    def propose(
-      params: PyTree, opt_state: optax.OptState, eta: PyTree
-    ) -> tuple[PyTree, optax.OptState]:
-      hyperparams = self._hyperparams(state.base, eta, state.step)
-      return inner_lib.propose(
-        params, opt_state, grads, hyperparams, tx=self.inner_tx
-      )
-
-    if not eta:
-      return *propose(params, state.opt_state, eta), {}
-    return online.push_update(propose, params, state.opt_state, eta, tangents)
-
-  def _hyperparams(
-    self, base: factors.Values, eta: online.Eta, step: jax.Array
-  ) -> factors.Values:
-    values = factors.constrain(base, eta, self.learned)
-    if self.schedule is not None and 'learning_rate' in values:
-      scale = self.schedule(step)
-      values['learning_rate'] = jax.tree.map(
-        lambda rate: (rate * scale).astype(rate.dtype), values['learning_rate']
-      )
-    return values
 
 
 def _stack(tree: PyTree) -> jax.Array:
   return jnp.stack([jnp.asarray(leaf) for leaf in jax.tree.leaves(tree)])
-
-
-def _zero_where(condition: jax.Array, tree: PyTree) -> PyTree:
-  return jax.tree.map(lambda a: jnp.where(condition, 0, a), tree)
-
-
-def _where(condition: jax.Array, one: PyTree, other: PyTree) -> PyTree:
-  return jax.tree.map(lambda a, b: jnp.where(condition, a, b), one, other)

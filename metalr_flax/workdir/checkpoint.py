@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from absl import logging
 
 from metalr_flax import errors
-from metalr_flax.engine import state as state_lib
+from metalr_flax.engine import types
 from metalr_flax.workdir import arrays
 from metalr_flax.workdir import files
 from metalr_flax.workdir import fingerprint
@@ -43,12 +43,12 @@ class Found(NamedTuple):
   """
 
   step: int
-  state: state_lib.MetaTrainState
+  state: types.MetaTrainState
   record: dict[str, Any]
 
 
 def find_newest(
-  directory: pathlib.Path, template: state_lib.MetaTrainState
+  directory: pathlib.Path, template: types.MetaTrainState
 ) -> Found | None:
   """Reads the newest intact checkpoint; writes nothing.
 
@@ -81,7 +81,7 @@ def find_newest(
 def _newest_intact(
   directory: pathlib.Path,
   steps: list[int],
-  template: state_lib.MetaTrainState,
+  template: types.MetaTrainState,
 ) -> Found | None:
   for step in steps:
     path = directory / str(step)
@@ -142,9 +142,7 @@ def _steps(directory: pathlib.Path) -> list[int]:
 
 
 @files.retried
-def _read_if_there(
-  path: pathlib.Path, template: state_lib.MetaTrainState
-) -> Found:
+def _read_if_there(path: pathlib.Path, template: types.MetaTrainState) -> Found:
   try:
     return _read(path, template)
   except (manifest.DamagedError, OSError) as error:
@@ -155,7 +153,7 @@ def _read_if_there(
     raise
 
 
-def _read(path: pathlib.Path, template: state_lib.MetaTrainState) -> Found:
+def _read(path: pathlib.Path, template: types.MetaTrainState) -> Found:
   notes = manifest.verify(path)
   manifest.check_fields(notes, _NOTES)
   if str(notes['step']) != path.name:
@@ -173,7 +171,7 @@ def _read(path: pathlib.Path, template: state_lib.MetaTrainState) -> Found:
 @files.retried
 def write(
   path: pathlib.Path,
-  state: state_lib.MetaTrainState,
+  state: types.MetaTrainState,
   record: dict[str, Any],
   check: Callable[[], None],
   *,

@@ -16,7 +16,6 @@ from metalr_flax.engine import inner
 from metalr_flax.engine import meta_gradient
 from metalr_flax.engine import optimizers
 from metalr_flax.engine import outer
-from metalr_flax.engine import tangents
 
 Estimator = meta_gradient.Estimator
 EXACT = {
@@ -32,9 +31,7 @@ def finite_difference(parts, state, objective='held_out', h=1e-3):
   """Central, of fourth order, float64: for each eta, and the loss itself."""
   estimator = Estimator(objective=objective)
   loss = jax.jit(
-    lambda eta: meta_gradient.run_window(
-      estimator, eta, state.inner, state.data_state, parts
-    )[0]
+    lambda eta: meta_gradient.meta_loss(estimator, eta, state.carry, parts)[0]
   )
   leaves, treedef = jax.tree.flatten(state.eta)
 
@@ -62,11 +59,11 @@ def test_exact_estimators_equal_finite_differences(x64, case):
   # Remat is the same for every optimizer.
   names = EXACT if case.name == 'adamw' else ('reverse', 'forward')
   for estimator in (EXACT[name] for name in names):
-    gradient, window = jax.jit(
-      lambda s, e=estimator: e(s.eta, s.inner, s.data_state, {}, parts)
+    gradient, _, metrics = jax.jit(
+      lambda s, e=estimator: e(s.eta, s.carry, parts)
     )(state)
     assert_equals_difference(gradient, differences, loss)
-    np.testing.assert_allclose(window.metrics['meta/loss'], loss, rtol=1e-12)
+    np.testing.assert_allclose(metrics['meta/loss'], loss, rtol=1e-12)
 
 
 @pytest.mark.parametrize('name', ['rmsprop', 'adamw', 'clip_by_global_norm'])
@@ -75,7 +72,7 @@ def test_online_objective_equals_finite_differences(x64, name):
   differences, loss = finite_difference(parts, state, 'online')
   for kind in ('reverse', 'forward'):
     estimator = Estimator(kind=kind, objective='online')
-    gradient, _ = estimator(state.eta, state.inner, state.data_state, {}, parts)
+    gradient, _, _ = estimator(state.eta, state.carry, parts)
     assert_equals_difference(gradient, differences, loss)
 
 
@@ -93,9 +90,7 @@ def test_groups_equal_finite_differences(x64, name, labels):
   differences, loss = finite_difference(parts, state)
   assert len(differences) == len(state.eta) * len({*labels.values()})
   for kind in ('reverse', 'forward'):
-    gradient, _ = Estimator(kind=kind)(
-      state.eta, state.inner, state.data_state, {}, parts
-    )
+    gradient, _, _ = Estimator(kind=kind)(state.eta, state.carry, parts)
     assert_equals_difference(gradient, differences, loss)
 
 
@@ -104,7 +99,7 @@ def test_estimators_agree_in_float32(name):
   case = cases.BY_NAME[name]
   parts, state = cases.start(case, EXACT['reverse'])
   gradients = [
-    jax.jit(lambda s, e=e: e(s.eta, s.inner, s.data_state, {}, parts)[0])(state)
+    jax.jit(lambda s, e=e: e(s.eta, s.carry, parts)[0])(state)
     for e in (EXACT['reverse'], EXACT['forward'])
   ]
   for one, other in zip(*map(jax.tree.leaves, gradients), strict=True):
@@ -140,10 +135,10 @@ def test_meta_off_is_plain_optax_bit_for_bit(case):
   expected, _, _ = plain(state.params, tx.init(state.params), state.data_state)
   derived = [EXACT['forward'], EXACT['reverse']] * (case.name == 'radam')
   for estimator in [Estimator(kind='none'), *derived]:
-    _, window = jax.jit(
-      lambda s, e=estimator: e(s.eta, s.inner, s.data_state, {}, parts)
-    )(state)
-    for name, value in window.inner.params.items():
+    _, after, _ = jax.jit(lambda s, e=estimator: e(s.eta, s.carry, parts))(
+      state
+    )
+    for name, value in after.inner.params.items():
       if estimator.kind == 'none':
         assert value.tobytes() == expected[name].tobytes(), name
       else:  # another program: XLA may fuse it otherwise
@@ -166,20 +161,14 @@ def test_a_nan_of_the_loss_stays_a_nan():
 
   parts = dataclasses.replace(parts, loss_fn=broken, meta_loss_fn=broken)
   for estimator in (EXACT['reverse'], EXACT['forward']):
-    gradient, _ = estimator(state.eta, state.inner, state.data_state, {}, parts)
+    gradient, _, _ = estimator(state.eta, state.carry, parts)
     assert jnp.isnan(gradient['learning_rate'])
 
 
 def test_zero_tangents_are_neither_carried_nor_computed():
   def moving(name, estimator):
     parts, state = cases.start(cases.BY_NAME[name], estimator)
-    return tangents.find_moving(
-      state.eta,
-      state.inner,
-      state.data_state,
-      parts,
-      estimator.grad_fn(parts.loss_fn),
-    )
+    return estimator.tangent_shapes(state.eta, state.carry, parts)
 
   exact, none = EXACT['forward'], Estimator(kind='forward', curvature='none')
   leaves = {'b1', 'embedding', 'w1', 'w2'}
@@ -222,7 +211,9 @@ def test_without_curvature_one_tree_serves_all_groups():
   fresh = Estimator(kind='forward', curvature='none')
   reverse = Estimator(curvature='none')
   one, other = (
-    jax.jit(lambda s, e=e: e(s.eta, s.inner, s.data_state, {}, parts)[0])(state)
+    jax.jit(lambda s, e=e: e(s.eta, s.carry, parts)[0])(
+      state.replace(tangents={})
+    )
     for e in (fresh, reverse)
   )
   for a, b in zip(*map(jax.tree.leaves, (one, other)), strict=True):
@@ -237,10 +228,7 @@ def test_approximations_agree_between_modes(x64, curvature, objective):
     for kind in ('reverse', 'forward')
   ]
   parts, state = cases.start(cases.BY_NAME['adamw'], estimators[0])
-  one, other = (
-    e(state.eta, state.inner, state.data_state, {}, parts)[0]
-    for e in estimators
-  )
+  one, other = (e(state.eta, state.carry, parts)[0] for e in estimators)
   for a, b in zip(*map(jax.tree.leaves, (one, other)), strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-9)
 
@@ -249,8 +237,7 @@ def test_subsample_of_the_whole_batch_is_exact(x64):
   whole = Estimator(kind='forward', curvature='subsample', subsample=1.0)
   parts, state = cases.start(cases.BY_NAME['adamw'], whole)
   one, other = (
-    e(state.eta, state.inner, state.data_state, {}, parts)[0]
-    for e in (whole, EXACT['forward'])
+    e(state.eta, state.carry, parts)[0] for e in (whole, EXACT['forward'])
   )
   for a, b in zip(*map(jax.tree.leaves, (one, other)), strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-9)
@@ -266,19 +253,12 @@ def test_tangents_kept_across_windows_are_one_long_window(x64):
     parts, next_meta_batch=lambda key: (key, cases.next_batch(key)[1])
   )
   for _ in range(3):
-    gradient, window = kept(
-      state.eta, state.inner, state.data_state, state.tangents, parts
-    )
-    state = state.replace(
-      params=window.inner.params,
-      opt_state=window.inner.opt_state,
-      data_state=window.data_state,
-      tangents=window.tangents,
-    )
+    gradient, carry, _ = kept(state.eta, state.carry, parts)
+    state = state.with_carry(carry)
   _, fresh = cases.start(case, kept, unroll_length=12)
   long = dataclasses.replace(parts, unroll_length=12)
-  expected, _ = EXACT['reverse'](
-    fresh.eta, fresh.inner, fresh.data_state, {}, long
+  expected, _, _ = EXACT['reverse'](
+    fresh.eta, fresh.carry.replace(tangents={}), long
   )
   for a, b in zip(*map(jax.tree.leaves, (gradient, expected)), strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-9)
@@ -289,10 +269,10 @@ def test_discount_multiplies_once_at_the_windows_start(x64):
   half = Estimator(kind='forward', discount=0.5)
   parts, state = cases.start(case, half)
   z = jax.tree.map(jnp.ones_like, state.tangents)
-  arguments = state.eta, state.inner, state.data_state
-  one, _ = half(*arguments, z, parts)
+  one, _, _ = half(state.eta, state.carry.replace(tangents=z), parts)
   full = Estimator(kind='forward', discount=1.0)
-  other, _ = full(*arguments, jax.tree.map(lambda t: 0.5 * t, z), parts)
+  z = jax.tree.map(lambda t: 0.5 * t, z)
+  other, _, _ = full(state.eta, state.carry.replace(tangents=z), parts)
   for a, b in zip(*map(jax.tree.leaves, (one, other)), strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-12)
 
@@ -302,9 +282,7 @@ def test_identically_zero_meta_gradients_are_found(name):
   learned = {**cases.RATE, name: ('one_minus_log', 0.9)}
   case = cases.Case('lion', 'lion', learned)
   parts, state = cases.start(case, EXACT['reverse'])
-  inert = EXACT['reverse'].find_inert(
-    state.eta, state.inner, state.data_state, parts
-  )
+  inert = EXACT['reverse'].find_inert(state.eta, state.carry, parts)
   assert inert == [name]
 
 
@@ -312,9 +290,7 @@ def test_nothing_that_works_is_called_inert():
   for case in cases.CASES:
     parts, state = cases.start(case, EXACT['reverse'])
     for estimator in (EXACT['forward'], Estimator(curvature='none')):
-      inert = estimator.find_inert(
-        state.eta, state.inner, state.data_state, parts
-      )
+      inert = estimator.find_inert(state.eta, state.carry, parts)
       assert not inert, case.name
 
 
@@ -333,7 +309,7 @@ def _with_custom_vjp(forward_pass):
 
   parts, state = cases.start(cases.BY_NAME['sgd'], EXACT['reverse'])
   parts = dataclasses.replace(parts, loss_fn=loss_fn)
-  return state.eta, state.inner, state.data_state, {}, parts
+  return state.eta, state.carry, parts
 
 
 def test_custom_vjp_says_what_to_use_instead():
@@ -368,11 +344,9 @@ def test_bfloat16_parameters_keep_float32_hyperparameters():
     v.dtype for v in state.opt_state.hyperparams.values()
   } == {jnp.dtype('float32')}  # fmt: skip
   for estimator in (EXACT['forward'], EXACT['reverse']):
-    gradient, window = estimator(
-      state.eta, state.inner, state.data_state, {}, parts
-    )
+    gradient, after, _ = estimator(state.eta, state.carry, parts)
     assert all(jnp.isfinite(g) for g in gradient.values())
-    assert window.inner.params['w1'].dtype == jnp.bfloat16
+    assert after.inner.params['w1'].dtype == jnp.bfloat16
 
 
 @pytest.mark.parametrize('kind', ['forward', 'reverse', 'none'])

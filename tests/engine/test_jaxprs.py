@@ -8,7 +8,7 @@ from metalr_flax.engine import jaxprs
 
 def reached(function, **arguments):
   """For each output the names of the inputs that it can move with."""
-  closed = jax.make_jaxpr(lambda values: function(**values))(arguments)
+  closed = jaxprs.trace_derivative(lambda v: function(**v), arguments)
   marks = [frozenset({name}) for name in sorted(arguments)]
   return [set(found) for found in jaxprs.find_reached(closed, marks)]
 

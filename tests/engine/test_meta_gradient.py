@@ -14,8 +14,7 @@ from metalr_flax.engine import inner
 from metalr_flax.engine import meta_gradient
 from metalr_flax.engine import optimizers
 from metalr_flax.engine import outer
-from metalr_flax.engine import problem as problem_lib
-from metalr_flax.engine import state as state_lib
+from metalr_flax.engine import types
 
 SLOPE, DECAY, EPS = 10.0, 0.9, 1e-8
 
@@ -32,7 +31,7 @@ def _loss_fn(params, model_state, batch):
 
 
 def _problem(unroll_length):
-  return problem_lib.Problem(
+  return types.Problem(
     loss_fn=_loss_fn,
     meta_loss_fn=_loss_fn,
     next_batch=_next_batch,
@@ -47,9 +46,13 @@ def _problem(unroll_length):
 
 def _start(problem, theta=0.3):
   params = {'theta': jnp.asarray(theta, jnp.zeros(()).dtype)}
-  return state_lib.InnerState(
+  return types.InnerState(
     params=params, model_state={}, opt_state=problem.tx.init(params)
   )
+
+
+def _carry(inner, data_state):
+  return types.Carry(inner=inner, data_state=data_state, tangents={})
 
 
 def _eta(value=0.1):
@@ -80,13 +83,13 @@ def test_closed_form_of_one_update(x64, estimator):
   theta_new = theta - rate * update
   expected = (theta_new * x_meta - y_meta) * x_meta  # dF/dtheta'
   expected *= -update * rate * (1 - rate)  # dtheta'/dlambda dlambda/deta
-  gradient, window = estimator(
-    _eta(rate), _start(problem, theta), key, {}, problem
+  gradient, after, _ = estimator(
+    _eta(rate), _carry(_start(problem, theta), key), problem
   )
   np.testing.assert_allclose(
     gradient['learning_rate'], expected, rtol=1e-6, atol=0
   )
-  np.testing.assert_allclose(window.inner.params['theta'], theta_new, rtol=1e-9)
+  np.testing.assert_allclose(after.inner.params['theta'], theta_new, rtol=1e-9)
 
 
 @pytest.mark.parametrize('unroll_length', [1, 6, 30])
@@ -96,14 +99,14 @@ def test_central_finite_difference(x64, unroll_length, rate, estimator):
   problem = _problem(unroll_length)
   eta, key = _eta(rate), jax.random.key(2)
   meta_loss = jax.jit(
-    lambda e: meta_gradient.run_window(
-      REVERSE, {'learning_rate': e}, _start(problem), key, problem
+    lambda e: meta_gradient.meta_loss(
+      REVERSE, {'learning_rate': e}, _carry(_start(problem), key), problem
     )[0]
   )
   h = 1e-5
   e = eta['learning_rate']
   difference = (meta_loss(e + h) - meta_loss(e - h)) / (2 * h)
-  gradient, _ = estimator(eta, _start(problem), key, {}, problem)
+  gradient, _, _ = estimator(eta, _carry(_start(problem), key), problem)
   np.testing.assert_allclose(
     gradient['learning_rate'], difference, rtol=1e-6, atol=1e-9
   )
@@ -113,7 +116,7 @@ def test_none_is_a_plain_optax_loop_bit_for_bit():
   problem = _problem(4)
   state, key = _start(problem), jax.random.key(3)
   none = meta_gradient.Estimator(kind='none')
-  gradient, window = none(_eta(), state, key, {}, problem)
+  gradient, after, metrics = none(_eta(), _carry(state, key), problem)
   assert gradient is None
 
   tx = optax.rmsprop(bijections_lib.constrain(
@@ -130,8 +133,8 @@ def test_none_is_a_plain_optax_loop_bit_for_bit():
   opt_state = tx.init(params)
   for _ in range(4):
     params, opt_state, key = step(params, opt_state, key)
-  assert window.inner.params['theta'] == params['theta']
-  assert 'meta/loss' not in window.metrics
+  assert after.inner.params['theta'] == params['theta']
+  assert 'meta/loss' not in metrics
 
 
 def test_the_callers_state_is_left_alone():
@@ -139,7 +142,7 @@ def test_the_callers_state_is_left_alone():
   problem = _problem(2)
   state = _start(problem)
   before = state.opt_state.hyperparams['learning_rate']
-  REVERSE(_eta(0.5), state, jax.random.key(0), {}, problem)
+  REVERSE(_eta(0.5), _carry(state, jax.random.key(0)), problem)
   assert state.opt_state.hyperparams['learning_rate'] is before
 
 
@@ -157,7 +160,7 @@ def _outer_state(problem, meta_tx):
 def test_outer_step_moves_eta_against_the_gradient():
   problem, meta_tx = _problem(6), optax.sgd(1e-4)
   state = _outer_state(problem, meta_tx)
-  gradient, _ = REVERSE(state.eta, state.inner, state.data_state, {}, problem)
+  gradient, _, _ = REVERSE(state.eta, state.carry, problem)
   after, metrics = outer.outer_step(state, problem, meta_tx=meta_tx)
   expected = state.eta['learning_rate'] - 1e-4 * gradient['learning_rate']
   np.testing.assert_allclose(after.eta['learning_rate'], expected, rtol=1e-6)

@@ -289,7 +289,7 @@ TANGENTS = {
   'a direction for each group': (lambda: from_one_to_another(KEPT, WITHOUT, tx=grouped(), labels=LABELS), 'tangents: params/a is float32[2, 2], and float32[1, 2] for this estimator'),
   'no moments': (lambda: from_one_to_another(WITHOUT, KEPT, tx=injected('adam')), 'is absent, and float32[1, 2] for this estimator'),
   'moments too many': (lambda: from_one_to_another(KEPT, WITHOUT, tx=injected('adam')), 'is float32[1, 2], and absent for this estimator'),
-  'handed over': (lambda: KEPT({'learning_rate': jnp.log(0.1)}, init(problem()).inner, jnp.int32(0), {}, problem()), AGAIN),
+  'handed over': (lambda: KEPT({'learning_rate': jnp.log(0.1)}, init(problem()).carry, problem()), AGAIN),
 }  # fmt: skip
 LOSSES = {
   'no metrics': (lambda: with_loss(lambda loss, _: loss), 'loss_fn: returned float32[]; return (loss, (model_state, metrics))'),
@@ -339,9 +339,7 @@ def gradient(estimator, values, **changes):
   """dF/deta of the first window."""
   parts = problem(**changes)
   state = init(parts, values, estimator=estimator)
-  return jax.jit(
-    lambda s: estimator(s.eta, s.inner, s.data_state, s.tangents, parts)[0]
-  )(state)
+  return jax.jit(lambda s: estimator(s.eta, s.carry, parts)[0])(state)
 
 
 def differences(values, **changes):
@@ -350,12 +348,8 @@ def differences(values, **changes):
   state = init(parts, values)
   leaves, treedef = jax.tree.flatten(state.eta)
   loss = jax.jit(
-    lambda leaves: meta_gradient.run_window(
-      Estimator(),
-      jax.tree.unflatten(treedef, leaves),
-      state.inner,
-      state.data_state,
-      parts,
+    lambda leaves: meta_gradient.meta_loss(
+      Estimator(), jax.tree.unflatten(treedef, leaves), state.carry, parts
     )[0]
   )
 

@@ -12,7 +12,7 @@ import pytest
 from metalr_flax.engine import meta_gradient
 from metalr_flax.engine import optimizers
 from metalr_flax.engine import outer
-from metalr_flax.engine import problem
+from metalr_flax.engine import types
 
 STEPS, UNROLL = 40, 3
 RATE = {'learning_rate': 0.05}
@@ -53,7 +53,7 @@ def _make(point, estimator, factory='rmsprop'):
       loss = loss + _poison(params['w'], here)
     return loss, (model_state, {})
 
-  parts = problem.Problem(
+  parts = types.Problem(
     loss_fn=loss_fn,
     meta_loss_fn=functools.partial(loss_fn, held_out=True),
     next_batch=next_batch,
@@ -179,7 +179,7 @@ def _regression(name, rate):
     x, y = batch
     return 0.5 * (params * x - y) ** 2, (model_state, {'theta': params})
 
-  parts = problem.Problem(
+  parts = types.Problem(
     loss_fn=loss_fn,
     meta_loss_fn=lambda p, s, b: loss_fn(p, s, b),
     next_batch=next_batch,

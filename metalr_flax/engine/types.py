@@ -1,0 +1,160 @@
+"""The engine's records and type aliases: what a problem is, what is carried.
+
+Randomness has no field of its own: the sampler's keys live in `data_state`, the
+model's (Dropout) in `model_state`, so that everything random moves on exactly
+when it is used and a resumed run draws what an uninterrupted one draws.
+"""
+
+from collections.abc import Callable, Mapping
+import dataclasses
+from typing import Any
+
+import flax.struct
+import jax
+import optax
+
+from metalr_flax.engine import options
+from metalr_flax.engine import ranges
+
+PyTree = Any
+# By hyperparameter name, and by group label where there are groups: scalars.
+Eta = dict[str, Any]
+# Scalars by name; by public metric key (`train/loss`, ...) after a window.
+Metrics = dict[str, jax.Array]
+# (params, model_state, batch) -> (loss, (model_state, metrics))
+LossFn = Callable[[PyTree, PyTree, PyTree], tuple[jax.Array, Any]]
+# (params, model_state, batch) -> ((loss, (model_state, metrics)), grads)
+GradFn = Callable[
+  [PyTree, PyTree, PyTree], tuple[tuple[jax.Array, Any], PyTree]
+]
+# data_state -> (data_state, batch); pure.
+NextBatch = Callable[[PyTree], tuple[PyTree, PyTree]]
+
+
+class InnerState(flax.struct.PyTreeNode, kw_only=True):
+  """What one inner update changes: z = (theta, the optimizer's own state).
+
+  Attributes:
+    params: model weights theta, a plain nested dict of arrays.
+    model_state: the model's other variables (BatchNorm averages, RNG counts).
+    opt_state: state of the injected inner optimizer `tx`.
+  """
+
+  params: PyTree
+  model_state: PyTree
+  opt_state: optax.OptState
+
+
+class Carry(flax.struct.PyTreeNode, kw_only=True):
+  """What travels through a window, and from one window to the next.
+
+  Attributes:
+    inner: params, model_state and opt_state.
+    data_state: the sampler's position.
+    tangents: forward mode's Z where it outlives its window, see
+      `MetaTrainState`; otherwise `{}`.
+  """
+
+  inner: InnerState
+  data_state: PyTree
+  tangents: dict[str, jax.Array]
+
+
+class MetaTrainState(flax.struct.PyTreeNode, kw_only=True):
+  """All that a run needs to go on, bit for bit, and nothing else.
+
+  The fields are the checkpoint's format.
+
+  Attributes:
+    step: outer steps done, int32 scalar.
+    params: model weights theta, a plain nested dict of arrays.
+    model_state: the model's other variables (BatchNorm averages, RNG counts).
+    opt_state: state of the injected inner optimizer; its `hyperparams` are
+      those of the last window.
+    eta: unconstrained meta-parameters by hyperparameter name, and by group
+      label where there are groups; float32 scalars (float64 under x64).
+    meta_opt_state: state of the outer optimizer `meta_tx` over eta.
+    tangents: forward mode's Z where it outlives its window: by leaf path,
+      arrays [k, ...]; otherwise `{}`.
+    data_state: the sampler's position, whatever `Task.init` returned.
+  """
+
+  step: jax.Array
+  params: PyTree
+  model_state: PyTree
+  opt_state: optax.OptState
+  eta: Eta
+  meta_opt_state: optax.OptState
+  tangents: dict[str, jax.Array]
+  data_state: PyTree
+
+  @property
+  def inner(self) -> InnerState:
+    """The part that an inner update changes."""
+    return InnerState(
+      params=self.params,
+      model_state=self.model_state,
+      opt_state=self.opt_state,
+    )
+
+  @property
+  def carry(self) -> Carry:
+    """The part that travels through a window."""
+    return Carry(
+      inner=self.inner, data_state=self.data_state, tangents=self.tangents
+    )
+
+  def with_carry(self, carry: Carry) -> 'MetaTrainState':
+    """The state with what a window left behind."""
+    return self.replace(
+      params=carry.inner.params,
+      model_state=carry.inner.model_state,
+      opt_state=carry.inner.opt_state,
+      data_state=carry.data_state,
+      tangents=carry.tangents,
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Problem:
+  """A bilevel problem: an inner loop, and the loss that judges it.
+
+  Attributes:
+    loss_fn: inner loss, `(params, model_state, batch) -> (loss, (model_state,
+      metrics))`; metrics are scalars by name.
+    meta_loss_fn: outer loss F of a window's last batch, the same signature; the
+      model_state that it returns is dropped.
+    next_batch: `data_state -> (data_state, batch)`, draws an inner batch.
+    next_meta_batch: the same for the outer loss's batch.
+    tx: inner optimizer made by `optax.inject_hyperparams`, or by
+      `optimizers.make_grouped` where there are groups.
+    bijections: the learned hyperparameters, each with its bijection's spec,
+      e.g. `{'learning_rate': 'sigmoid'}`.
+    unroll_length: K >= 1, inner updates in a window.
+    labels: the group's name of each parameter, a tree of params' structure;
+      None where all share one set of hyperparameters.
+
+  Raises:
+    ValueError: for an unknown bijection or an unroll_length that is no integer
+      of 1 or more.
+  """
+
+  loss_fn: LossFn
+  meta_loss_fn: LossFn
+  next_batch: NextBatch
+  next_meta_batch: NextBatch
+  tx: optax.GradientTransformation
+  bijections: Mapping[str, str]
+  unroll_length: int
+  labels: Any = None
+
+  def __post_init__(self) -> None:
+    """Refuses what no window could use."""
+    options.check_unroll_length(self.unroll_length)
+    if not isinstance(self.bijections, Mapping):
+      raise ValueError(
+        f'bijections: must be specs by name, not '
+        f"{type(self.bijections).__name__}; e.g. {{'learning_rate': 'log'}}"
+      )
+    for name, spec in self.bijections.items():
+      ranges.check(name, spec)
