@@ -66,7 +66,7 @@ def inner_step(
   updates, opt_state = propose(
     inner.params,
     inner.opt_state,
-    grads,
+    jax.tree.map(jnp.conj, grads),  # of complex numbers as optax wants it
     hyperparams,
     tx=tx,
     for_reverse=for_reverse,

@@ -390,3 +390,44 @@ def test_remat_covers_every_length(length):
     np.testing.assert_allclose(
       other[2]['loss'], results[0][2]['loss'], rtol=1e-6
     )
+
+
+@pytest.mark.parametrize('kind', ['reverse', 'forward'])
+def test_complex_parameters_are_trained_as_optax_trains_them(x64, kind):
+  """`jax.grad` gives the conjugate of what optax wants of complex numbers."""
+  target = jnp.asarray([1 + 2j, -1j])
+  loss = lambda w: jnp.sum(jnp.abs(w - target) ** 2)
+  parts = cases.problem(cases.BY_NAME['sgd'])[0]
+  parts = dataclasses.replace(
+    parts,
+    loss_fn=lambda w, state, batch: (loss(w), (state, {})),
+    meta_loss_fn=lambda w, state, batch: (loss(w), (state, {})),
+  )
+  start = jnp.asarray([0.3 - 0.1j, 0.2 + 0.7j])
+
+  def run(rate):
+    return outer.init_state(
+      parts,
+      params=start,
+      model_state={},
+      data_state=jax.random.key(0),
+      hyperparams={'learning_rate': rate},
+      meta_tx=optax.sgd(0.0),
+      estimator=Estimator(kind=kind),
+    )
+
+  def outer_loss(rate):
+    state = run(float(rate))
+    found = meta_gradient.meta_loss(Estimator(), state.eta, state.carry, parts)
+    return found[0]
+
+  state = run(0.05)
+  slope, after, _ = Estimator(kind=kind)(state.eta, state.carry, parts)
+  w, tx = start, optax.sgd(0.05)
+  for _ in range(parts.unroll_length):
+    updates, _ = tx.update(jnp.conj(jax.grad(loss)(w)), tx.init(w))
+    w = optax.apply_updates(w, updates)
+  np.testing.assert_allclose(after.inner.params, w, rtol=1e-12)
+  up, down = outer_loss(0.05 + 1e-6), outer_loss(0.05 - 1e-6)
+  by_rate = slope['learning_rate'] / (0.05 * 0.95)  # lambda = sigmoid(eta)
+  np.testing.assert_allclose(by_rate, (up - down) / 2e-6, rtol=1e-6)
