@@ -182,6 +182,7 @@ class Recorder:
       self._workdir,
       self._config,
       self._experiment.initial,
+      values,
       loss_label=self._experiment.loss_label,
       known_answers=self._experiment.known_answers,
     )

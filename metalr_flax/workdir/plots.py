@@ -10,7 +10,7 @@ import numpy as np
 from metalr_flax.workdir import drawing
 from metalr_flax.workdir import files
 
-_SMOOTHED = 100  # running means in a run
+_SMOOTHED = 100  # at most so many separate means in a run, each of 2 or more
 _MOST_NAMES = 12  # in a legend
 
 Columns = Mapping[str, np.ndarray]
@@ -22,18 +22,21 @@ def plot_run(
   optimizer: str,
   schedules: Mapping[str, Mapping[str, Any]],
   columns: Columns,
+  evaluation: Mapping[str, float],
   loss_label: str,
   known_answers: Mapping[str, float],
 ) -> np.ndarray:
   """Draws what was learned, the losses, and values whose answer is known.
 
-  A window's loss stands below the values that were in use in this window.
+  Each learned hyperparameter has a panel, with a line for each group. The loss
+  of a window stands below the values that were in use in this window.
 
   Args:
     path: the PNG file to write.
     optimizer: the inner optimizer's name for the title, e.g. 'RMSProp'.
     schedules: content of `schedule.json`.
     columns: of `metrics.csv`.
+    evaluation: final `eval/*` values.
     loss_label: what the loss measures, e.g. 'cross-entropy (nats)'.
     known_answers: as `Task.known_answers` returns them; each is a line.
 
@@ -47,14 +50,23 @@ def plot_run(
     for name, answer in known_answers.items()
     if f'params/{name}' in columns
   }
-  panels = fig.subplots(2 + len(shown), 1, sharex=True)
-  names = [name.replace('_', ' ') for name in schedules]
-  whose = names[0] if len(names) == 1 else 'hyperparameters'
+  names = list(dict.fromkeys(key.split('/')[0] for key in schedules))
+  panels = fig.subplots(len(names) + 1 + len(shown), 1, sharex=True)
+  panels = np.atleast_1d(panels)
+  whose = _words(names[0]) if len(names) == 1 else 'hyperparameters'
   fig.suptitle(f"{optimizer}'s {whose}, learned while training")
-  panels[0].set_title(_ends(schedules, columns), fontsize=9, wrap=True)
-  _draw_learned(panels[0], schedules)
-  _draw_losses(panels[1], columns, loss_label, known_answers.get('loss'))
-  for axes, (name, answer) in zip(panels[2:], shown.items(), strict=True):
+  ends = _ends(schedules, columns, evaluation)
+  panels[0].set_title(ends, fontsize=9, wrap=True)
+  for axes, name in zip(panels, names, strict=False):
+    _draw_learned(axes, name, schedules)
+  rest = panels[len(names) :]
+  _draw_losses(
+    rest[0],
+    _with_last(columns, evaluation),
+    loss_label,
+    known_answers.get('loss'),
+  )
+  for axes, (name, answer) in zip(rest[1:], shown.items(), strict=True):
     _draw_answered(axes, name, columns, answer)
   for axes in panels:
     axes.grid(True, which='both', alpha=0.25)
@@ -67,32 +79,57 @@ def plot_run(
   return pixels
 
 
-def _ends(schedules: Mapping[str, Mapping[str, Any]], columns: Columns) -> str:
+def _words(name: str) -> str:
+  return name.replace('_', ' ')
+
+
+def _ends(
+  schedules: Mapping[str, Mapping[str, Any]],
+  columns: Columns,
+  evaluation: Mapping[str, float],
+) -> str:
   """The final values in words; of one learned value, not of many."""
-  ends = {}
+  ends: dict[str, float] = {}
   if len(schedules) == 1:
     (name, schedule), *_ = schedules.items()
-    ends[name.replace('_', ' ')] = schedule['value'][-1:]
-  ends['training loss'] = _running_mean(columns['train/loss'])
+    ends[_words(name)] = schedule['value'][-1]
+  losses = columns['train/loss']
+  if len(losses):
+    ends['training loss'] = _running_mean(losses)[-1]
   for name in ('evaluation loss', 'accuracy'):
     key = f'eval/{name.removeprefix("evaluation ")}'
-    evaluated = columns.get(key, np.array([]))
-    ends[name] = evaluated[np.isfinite(evaluated)]
-  shown = [f'{name} {v[-1]:.3g}' for name, v in ends.items() if len(v)]
+    if key in evaluation:
+      ends[name] = evaluation[key]
   updates = int(max(columns['inner_step'], default=0))
-  return f'after {updates:,} updates: {", ".join(shown)}'
+  values = ', '.join(f'{name} {value:.3g}' for name, value in ends.items())
+  return f'after {updates:,} updates: {values}'
+
+
+def _with_last(columns: Columns, evaluation: Mapping[str, float]) -> Columns:
+  """The columns with the final evaluation in their last row."""
+  last = evaluation.get('eval/loss')
+  if last is None or not len(columns['inner_step']):
+    return columns
+  evaluated = columns['eval/loss'].copy()
+  evaluated[-1] = last
+  return {**columns, 'eval/loss': evaluated}
 
 
 def _draw_learned(
-  axes: drawing.Axes, schedules: Mapping[str, Mapping[str, Any]]
+  axes: drawing.Axes, name: str, schedules: Mapping[str, Mapping[str, Any]]
 ) -> None:
-  names = [name.replace('_', ' ') for name in schedules]
-  for name, schedule in zip(names, schedules.values(), strict=True):
+  """A hyperparameter's values, a line for each group."""
+  groups = {
+    key.partition('/')[2]: schedule
+    for key, schedule in schedules.items()
+    if key.split('/')[0] == name
+  }
+  for group, schedule in groups.items():
     axes.step(
-      schedule['inner_step'], schedule['value'], where='post', label=name
+      schedule['inner_step'], schedule['value'], where='post', label=group
     )
-  axes.set_ylabel(names[0] if len(names) == 1 else 'value')
-  if 1 < len(names) <= _MOST_NAMES:
+  axes.set_ylabel(_words(name))
+  if 1 < len(groups) <= _MOST_NAMES:
     axes.legend(fontsize=8)
   _set_log_scale(axes)
 
@@ -165,7 +202,7 @@ def _draw_answer(axes: drawing.Axes, answer: float, label: str) -> None:
 
 def _window(values: np.ndarray) -> int:
   """How many values a running mean takes together."""
-  return max(1, len(values) // _SMOOTHED)
+  return min(len(values), max(2, len(values) // _SMOOTHED))
 
 
 def _running_mean(values: np.ndarray) -> np.ndarray:

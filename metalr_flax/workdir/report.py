@@ -26,6 +26,7 @@ def write_learned(
   workdir: pathlib.Path,
   config: Mapping[str, Any],
   initial: Mapping[str, Any],
+  evaluation: Mapping[str, float],
   *,
   loss_label: str,
   known_answers: Mapping[str, float],
@@ -37,6 +38,7 @@ def write_learned(
     config: the resolved config.
     initial: value of each learned hyperparameter in the first window, by group
       label where there are groups.
+    evaluation: final `eval/*` values.
     loss_label: what the loss measures, as the task says it.
     known_answers: lines in the plot, as the task gives them.
 
@@ -54,6 +56,7 @@ def write_learned(
     optimizer=_SPELLING.get(optimizer, optimizer),
     schedules=schedules,
     columns=columns,
+    evaluation=evaluation,
     loss_label=loss_label,
     known_answers=known_answers,
   )

@@ -35,6 +35,7 @@ def test_a_run_of_any_length_has_a_picture(tmp_path, count, names):
     optimizer='Adam',
     schedules=schedules(count, *names),
     columns=columns(count, **{'params/theta': np.full(count, 9.9)}),
+    evaluation={'eval/loss': 3.5},
     loss_label='half squared error',
     known_answers={'loss': 0.5, 'theta': 10.0, 'unseen': 1.0},
   )
@@ -44,7 +45,7 @@ def test_a_run_of_any_length_has_a_picture(tmp_path, count, names):
 
 def test_a_loss_stands_below_the_rate_that_made_it():
   upper, lower = drawing.figure.Figure().subplots(2, 1)
-  plots._draw_learned(upper, schedules(3, 'learning_rate'))
+  plots._draw_learned(upper, 'learning_rate', schedules(3, 'learning_rate'))
   plots._draw_losses(lower, columns(3), 'loss', 0.0)
   rate, loss = upper.lines[0], lower.lines[0]
   assert rate.get_drawstyle() == loss.get_drawstyle() == 'steps-post'
@@ -56,10 +57,30 @@ def test_a_loss_stands_below_the_rate_that_made_it():
 
 
 def test_final_values_are_said_in_words():
-  words = plots._ends(schedules(4, 'learning_rate'), columns(4))
-  assert words == (
-    'after 24 updates: learning rate 0.5, training loss 5, evaluation loss 3'
+  words = plots._ends(
+    schedules(4, 'learning_rate'),
+    columns(4),
+    {'eval/loss': 3.5, 'eval/accuracy': 0.75},
   )
+  assert words == (
+    'after 24 updates: learning rate 0.5, training loss 4.5, '
+    'evaluation loss 3.5, accuracy 0.75'
+  )
+
+
+def test_the_final_evaluation_is_drawn_where_no_cadence_meets_it():
+  axes = drawing.figure.Figure().subplots()
+  with_last = plots._with_last(columns(3), {'eval/loss': 3.5})
+  plots._draw_losses(axes, with_last, 'loss', None)
+  np.testing.assert_allclose(axes.lines[-1].get_ydata(), [3, 3.5])
+
+
+def test_each_hyperparameter_has_a_panel_and_each_group_a_line():
+  axes = drawing.figure.Figure().subplots()
+  names = ('decay/a', 'decay/b', 'learning_rate/a')
+  plots._draw_learned(axes, 'decay', schedules(3, *names))
+  assert [line.get_label() for line in axes.lines] == ['a', 'b']
+  assert axes.get_ylabel() == 'decay'
 
 
 def test_running_mean_is_of_what_there_is():
