@@ -37,7 +37,7 @@ class Cell:
 
   @property
   def id(self) -> str:
-    """What its file is called."""
+    """The name of its file, without the ending."""
     return '.'.join(filter(None, (self.problem, self.optimizer, self.method)))
 
   @property

@@ -114,7 +114,7 @@ class Clock:
     self._spent: dict[str, tuple[float, float]] = {}  # seconds, work
 
   def left(self, cell: cells.Cell, seconds: float) -> datetime.timedelta:
-    """Takes note of a finished cell; returns the time that the rest takes."""
+    """Notes a finished cell; returns the time that the others will take."""
     del self._waiting[cell.id]
     before = self._spent.get(cell.problem, (0.0, 0.0))
     work = before[1] + _work(cell)
@@ -133,7 +133,7 @@ class Clock:
 
 
 def _work(cell: cells.Cell) -> float:
-  """Gradient evaluations, and what compiling is worth in them."""
+  """The work of a cell: gradient evaluations, and a share for compiling."""
   return cell.num_runs * cell.gradient_evaluations + 20 * cell.num_steps
 
 

@@ -49,7 +49,7 @@ class Standings:
   """
 
   def __init__(self, finished: Iterable[outcomes.Outcome]):
-    """Takes the finished cells, in any number."""
+    """Keeps the finished cells, however many there are."""
     self.outcomes: dict[Key, outcomes.Outcome] = {
       (o.cell.problem, o.cell.optimizer, o.cell.method): o for o in finished
     }
@@ -258,7 +258,7 @@ def _summarize_pair(
 
 
 def _finite(value: Any) -> Any:
-  """JSON knows neither infinity nor NaN."""
+  """The value, None where it is not finite, which JSON cannot hold."""
   if isinstance(value, Mapping):
     return {key: _finite(item) for key, item in value.items()}
   if isinstance(value, list):

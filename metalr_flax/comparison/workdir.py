@@ -52,7 +52,7 @@ def write_config(path: pathlib.Path, config: Mapping[str, Any]) -> None:
 
 
 def write_cell(path: pathlib.Path, outcome: outcomes.Outcome) -> None:
-  """Writes a finished cell, as a whole."""
+  """Writes the file of a finished cell."""
   name = f'{outcome.cell.id}.json'
   files.write_json(path / CELLS / name, outcomes.to_json(outcome))
 
@@ -79,7 +79,7 @@ def read_cells(
 
 
 def _read_config(path: pathlib.Path) -> dict[str, Any]:
-  """The comparison's config there; `{}` where there is none of one."""
+  """The config of the comparison in a workdir, `{}` where there is none."""
   try:
     config = files.read_json(path / folder.CONFIG)
   except (OSError, ValueError):

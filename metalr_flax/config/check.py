@@ -101,7 +101,7 @@ def check_name(name: str, where: str = '') -> None:
 
 
 def suggest(word: str, known: Mapping[str, Any] | tuple[str, ...]) -> str:
-  """`did you mean ...?`, or the names there are where none is near."""
+  """A hint: `did you mean ...?`, or all known names where none is near."""
   tails = {name.rpartition('.')[2]: name for name in known}
   tail = word.rpartition('.')[2]
   near = difflib.get_close_matches(word, list(known), 1, 0.6) or [

@@ -86,7 +86,7 @@ def parse(
 
 
 def _print(text: str) -> None:
-  """Prints, even where nobody reads: `--help | true`."""
+  """Prints a text; a closed stdout, as in `--help | true`, is no error."""
   try:
     print(text, flush=True)
   except OSError:
@@ -134,7 +134,7 @@ def _flag(argument: str) -> tuple[str, str | None]:
 
 
 def _split(argv: Sequence[str]) -> tuple[str, list[str]]:
-  """What `--config` gives, the last one if it is repeated, and the rest."""
+  """Splits off the value of `--config`, the last one, from the other flags."""
   given, rest, following = '', [], iter(argv)
   for argument in following:
     name, value = _flag(argument)

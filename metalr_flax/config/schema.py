@@ -185,7 +185,7 @@ def flatten(
 
 
 def _plain(name: str, value: Any, depth: int = 0) -> Any:
-  """JSON values only; a number that is not finite is nobody's intention."""
+  """Refuses all but JSON values, and numbers that are not finite."""
   if depth > _MAX_DEPTH:
     raise errors.ConfigError(
       f'{name.split(".")[0]}: holds itself, or more than {_MAX_DEPTH} levels; '

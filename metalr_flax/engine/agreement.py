@@ -1,8 +1,8 @@
-"""Whether the parts of a problem, its state and an estimator belong together.
+"""Checks that a problem, a state and an estimator belong together.
 
-Where they do not, a hyperparameter does not reach the outer loss, or a slope
-reaches the wrong one: the meta-gradient would be zero or another's, and nothing
-would tell. All of it is known from the trace; nothing is computed.
+Where they do not, a hyperparameter does not reach the outer loss, or a slope is
+taken for that of another one: the meta-gradient would be zero or wrong without
+a message. The checks run while a step is traced and compute nothing.
 """
 
 from collections.abc import Mapping
@@ -67,7 +67,7 @@ def check_names(
 
 
 def _check_labels(labels: PyTree | None, params: PyTree) -> set[str]:
-  """The groups, where the labels have the structure of params."""
+  """Returns the groups; refuses labels of another structure than params."""
   if labels is None:
     return set()
   names = optimizers.label_set(labels)
@@ -200,7 +200,7 @@ def check_losses(problem: Problem, carry: Carry, *, held_out: bool) -> None:
 def check_tangents(
   tangents: dict[str, jax.Array], needed: dict[str, jax.ShapeDtypeStruct]
 ) -> None:
-  """Refuses a Z that is not the one that an estimator carries on.
+  """Refuses tangents that are not those of the estimator.
 
   Args:
     tangents: Z before a window.

@@ -143,7 +143,7 @@ def unconstrain(
 
 
 def _is_number(value: Any) -> bool:
-  """A real number: of Python, or an array of one that is known by now."""
+  """Whether a value is a real number, or an array of one that is not traced."""
   if isinstance(value, numbers.Real):
     return not isinstance(value, bool)
   array = isinstance(value, (jax.Array, np.ndarray))
@@ -151,7 +151,7 @@ def _is_number(value: Any) -> bool:
 
 
 def project(eta: Eta, bijections: Mapping[str, str]) -> Eta:
-  """The nearest eta at which phi still has a slope in float32."""
+  """Clips eta to the range in which phi has a slope in float32."""
 
   def clip(name: str, value: Any) -> Any:
     low, high = make_bijection(bijections[name]).eta_range
@@ -161,7 +161,7 @@ def project(eta: Eta, bijections: Mapping[str, str]) -> Eta:
 
 
 def clip_finite(value: jax.Array, low: float, high: float) -> jax.Array:
-  """Clips finite values; what is not finite stays so, to be seen."""
+  """Clips finite values; NaN and infinities stay, so that they are noticed."""
   return jnp.where(jnp.isfinite(value), jnp.clip(value, low, high), value)
 
 

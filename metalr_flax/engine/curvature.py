@@ -66,7 +66,7 @@ def subsample(share: float) -> Callable[[LossFn], GradFn]:
 
 
 def _head(array: jax.Array, share: float) -> jax.Array:
-  """The first rows; a scalar (a weight, a temperature) is the same for all."""
+  """The first rows of an array; a scalar, such as a weight, as it is."""
   if not jnp.ndim(array):
     return array
   return array[: max(1, round(share * jnp.shape(array)[0]))]

@@ -24,7 +24,7 @@ from metalr_flax.engine.types import Eta, PyTree
 
 
 class NoForwardRuleError(TypeError):
-  """Forward mode met a function that has a reverse rule alone."""
+  """A function has no forward-mode derivative, only a reverse one."""
 
 
 @contextlib.contextmanager

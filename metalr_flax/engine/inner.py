@@ -101,7 +101,7 @@ def propose(
   tx: optax.GradientTransformation,
   for_reverse: bool = False,
 ) -> tuple[PyTree, optax.OptState]:
-  """The optimizer's own updates, bit for bit, with finite derivatives.
+  """Computes the optimizer's updates, bit for bit, with finite derivatives.
 
   Args:
     params: of any shapes and dtypes.

@@ -28,7 +28,7 @@ _NOTHING: frozenset = frozenset()
 def with_rule(
   function: Callable[..., Any], make_rule: Callable[[], Rule]
 ) -> Callable[..., Any]:
-  """`function`, its elementary operations passed through a rule.
+  """Returns `function` with some of its operations replaced by a rule.
 
   Args:
     function: of pytrees of arrays.

@@ -1,4 +1,4 @@
-"""What a loss function must return, said in one line where it does not."""
+"""Checks what a loss function returns; an error is one line."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -18,7 +18,7 @@ class LossError(TypeError):
 
 
 def checked(name: str, loss_fn: LossFn) -> LossFn:
-  """`loss_fn`, with a word where it returns what cannot be differentiated.
+  """Returns `loss_fn` with a check of what it returns.
 
   Args:
     name: the argument that gave it, for the message.

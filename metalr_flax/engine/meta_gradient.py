@@ -71,7 +71,7 @@ class Estimator:
   objective: str = 'held_out'
 
   def __post_init__(self) -> None:
-    """Refuses what is no estimator."""
+    """Refuses values that are not allowed."""
     for name, known in _OPTIONS.items():
       options.check_option(name, getattr(self, name), known)
     options.check_share('subsample', self.subsample, above_zero=True)

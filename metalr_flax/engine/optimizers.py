@@ -1,4 +1,4 @@
-"""Any optax optimizer, its learned hyperparameters in its state.
+"""Builds optax optimizers that hold learned hyperparameters in their state.
 
 `optax.inject_hyperparams` moves the chosen arguments of an optimizer from its
 closure into its state, where the outer loop can write them at each window.
@@ -179,7 +179,7 @@ def group_of(path: tuple, labels: Collection[str]) -> str | None:
 
 
 def as_arrays(tree: PyTree) -> PyTree:
-  """A tree with its Python numbers and NumPy arrays as JAX's own, none weak."""
+  """Converts Python numbers and NumPy arrays to strongly typed JAX arrays."""
   return jax.tree.map(
     lambda leaf: (
       leaf
@@ -232,7 +232,7 @@ def check_injected(
 def _check_holders(
   name: str, value: Any, holders: list[tuple[str, ...]]
 ) -> None:
-  """Refuses groups that are not tx's, and a name that tx holds twice."""
+  """Refuses groups that tx does not have, and names injected twice."""
   if len({*holders}) < len(holders):
     raise ValueError(
       f'{name}: is injected in {len(holders)} stages of tx, which would share '
@@ -255,7 +255,7 @@ def _injected(opt_state: optax.OptState) -> list[tuple[tuple[str, ...], Any]]:
 
 
 def _groups_of(path: tuple) -> tuple[str, ...]:
-  """The labels on a path in a state: what `optax.partition` files by."""
+  """The labels on a path in a state, the keys of `optax.partition`."""
   return tuple(
     key.key
     for field, key in itertools.pairwise(path)
@@ -268,7 +268,7 @@ def _listed(names: Iterable[str]) -> str:
 
 
 def _name_set(learned: Iterable[str]) -> set[str]:
-  """The learned arguments; an iterator can be read but once."""
+  """The learned arguments as a set, as an iterator can be read only once."""
   if isinstance(learned, str):
     raise ValueError(
       f'learned={learned!r}: must be several names; write them as a list'
@@ -284,7 +284,7 @@ def _find_factory(name: str) -> Factory:
 
 
 def _check_arguments(given: set[str], parameters: Mapping[str, Any]) -> None:
-  """Refuses names that a factory has not."""
+  """Refuses arguments that a factory does not have."""
   if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
     return
   unknown = sorted(given - {*parameters})

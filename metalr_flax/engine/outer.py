@@ -219,7 +219,7 @@ def outer_steps(
 
 
 def _traced(step_fn: StepFn, state: MetaTrainState) -> tuple[StepFn, PyTree]:
-  """A step that is not traced again, and its metrics' shapes."""
+  """Traces a step once: a function that is not traced again, and its shapes."""
   jaxpr, out = jax.make_jaxpr(step_fn, return_shape=True)(state)
   run, treedef = core.jaxpr_as_fun(jaxpr), jax.tree.structure(out)
 

@@ -63,7 +63,7 @@ def _swap(product: Any, operands: list[Any]) -> tuple[int, ...]:
 
 
 def _is_symmetric(params: dict[str, Any]) -> bool:
-  """Whether nothing is said of one operand that is not of the other."""
+  """Whether a product has one precision for both operands and no sharding."""
   precision = params['precision']
   if isinstance(precision, tuple):
     precision = None if precision[0] == precision[1] else precision

@@ -1,4 +1,4 @@
-r"""Finite and correct derivatives of an optimizer where its formula has none.
+r"""Makes an optimizer's derivatives finite where its formula has none.
 
 Adam's update divides by sqrt(v). Where a parameter's gradient has always been
 exactly zero (a dead ReLU, a blank pixel, an unused embedding row), v = 0: the

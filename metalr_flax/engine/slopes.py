@@ -27,7 +27,7 @@ Contract = Callable[[jax.Array, Gradient, Tangents], Eta]
 
 
 def make_contract(eta: Eta, labels: Labels | None) -> Contract:
-  """How the slope of a loss in the directions becomes its slope in eta.
+  """Makes the function from slopes along the directions to slopes in eta.
 
   Args:
     eta: the meta-parameters.

@@ -127,7 +127,7 @@ def _names(node: Any, learned: Collection[str]) -> list[str]:
 
 
 def _marked(opt_state: optax.OptState, learned: Collection[str]) -> PyTree:
-  """The state with, for each leaf, what it is of: {(path, name)} or nothing."""
+  """Marks each leaf of a state: {(path, name)} of a hyperparameter, or {}."""
   injected = optimizers.find_injected(opt_state)
   marks = {
     (*path, jax.tree_util.GetAttrKey('hyperparams'),

@@ -61,7 +61,7 @@ class Carry(flax.struct.PyTreeNode, kw_only=True):
 
 
 class MetaTrainState(flax.struct.PyTreeNode, kw_only=True):
-  """All that a run needs to go on, bit for bit, and nothing else.
+  """The state of a run: all that is needed to resume it bit for bit.
 
   The fields are the checkpoint's format.
 
@@ -117,7 +117,7 @@ class MetaTrainState(flax.struct.PyTreeNode, kw_only=True):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Problem:
-  """A bilevel problem: an inner loop, and the loss that judges it.
+  """A bilevel problem: an inner loop, and the outer loss of its result.
 
   Attributes:
     loss_fn: inner loss, `(params, model_state, batch) -> (loss, (model_state,
@@ -149,7 +149,7 @@ class Problem:
   labels: Any = None
 
   def __post_init__(self) -> None:
-    """Refuses what no window could use."""
+    """Refuses values that no window can use."""
     options.check_unroll_length(self.unroll_length)
     if not isinstance(self.bijections, Mapping):
       raise ValueError(

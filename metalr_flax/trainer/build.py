@@ -114,7 +114,7 @@ def build(config: Config) -> Experiment:
 def _first_values(
   config: Config, task: tasks.Task, split: functional.Split
 ) -> dict[str, Any]:
-  """What the model and the task bring into the first state."""
+  """The first state's values that come from the model and the task."""
   values = {
     'params': split.params,
     'model_state': split.model_state,

@@ -101,7 +101,7 @@ def build_tx(
 def check_update(
   field: str, name: str, tx: optax.GradientTransformation, params: Any
 ) -> None:
-  """Traces one update: optax looks at its arguments' values only there.
+  """Traces one update, where optax checks its arguments' values.
 
   Args:
     field: the config field to blame.

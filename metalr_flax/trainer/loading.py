@@ -20,7 +20,7 @@ from metalr_flax.workdir import schedule
 def load(
   workdir: str | pathlib.Path,
 ) -> tuple[nnx.Module, config_dict.ConfigDict, Any]:
-  """Loads what a run made from its workdir, which is only read.
+  """Loads a trained model, its config and its schedule from a workdir.
 
     model, config, schedule = metalr_flax.load('checkpoints/digits_mlp')
     logits = model(images)
@@ -41,8 +41,8 @@ def load(
     WorkdirError: where the folder is no workdir or has no checkpoint yet, or
       its `metrics.csv` is not as the checkpoint recorded.
     NoCheckpointError: where no checkpoint is intact.
-    ConfigError: where a class that its config names is not there any more.
-    StorageError: where the storage does not answer.
+    ConfigError: where a class that its config names no longer exists.
+    StorageError: where the storage cannot be read.
   """
   path = pathlib.Path(workdir)
   config = _config(path)

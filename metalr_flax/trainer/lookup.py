@@ -85,7 +85,7 @@ def signature_of(function: Callable) -> inspect.Signature:
 
 
 def as_tuples(value: Any) -> Any:
-  """JSON's lists as tuples: NNX takes a list attribute for modules."""
+  """Converts JSON's lists to tuples: NNX takes lists for lists of modules."""
   if isinstance(value, Mapping):
     return {key: as_tuples(item) for key, item in value.items()}
   if isinstance(value, list):

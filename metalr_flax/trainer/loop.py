@@ -222,6 +222,6 @@ class _Pace:
     return min(self._limit, to_cadence, to_end)
 
   def note(self, steps_per_sec: float) -> None:
-    """Adapts to the rate measured: grows by doubling, up to the most."""
+    """Adapts the length to the measured rate: it at most doubles."""
     affordable = int(steps_per_sec * _CHUNK_SECS)
     self._limit = max(1, min(2 * self._limit, affordable, self._run.max_rows))

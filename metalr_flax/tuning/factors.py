@@ -1,4 +1,4 @@
-"""Hyperparameters as what the user set times a learned factor, exp(eta)."""
+"""Learned hyperparameters: the user's values times a factor exp(eta)."""
 
 from collections.abc import Iterable, Mapping
 import functools
@@ -185,7 +185,7 @@ _CONSTRAIN = dict(zip(KINDS, (_times, _decay), strict=True))
 
 
 def _base(name: str, kind: str, known: Mapping[str, Any]) -> jax.Array:
-  """One of the user's values, a copy, checked as far as it is known."""
+  """Reads and checks one of the user's values; a traced one is not compared."""
   if name not in known:
     raise ValueError(
       f'self_tuning: {name!r} is not among the injected hyperparameters '

@@ -49,7 +49,7 @@ def check(
 
 
 def _check_schedules(opt_state: optax.OptState) -> None:
-  """Optax takes every callable argument for a schedule, a mask as well."""
+  """Refuses callables, such as masks, that optax would take for schedules."""
   for _, node in optimizers.find_injected(opt_state):
     for name in optimizers.scheduled(node):
       value = node.hyperparams[name]

@@ -32,11 +32,11 @@ DISPLACED = 3  # updates in the displacement, at most
 
 
 class Levels(NamedTuple):
-  """How high gradient norm and loss are, and were.
+  """Running means of gradient norm and loss, and their highest values.
 
   Attributes:
     level: their running means, float32 [2].
-    mark: the highest means of good moments, float32 [2].
+    mark: the highest means while training was stable, float32 [2].
     due: update at which the mark is looked at again, float32 scalar.
   """
 
@@ -46,7 +46,7 @@ class Levels(NamedTuple):
 
 
 class Guard(NamedTuple):
-  """What is known about explosions, and what was done.
+  """The guard's state: levels, flags and counts.
 
   Attributes:
     levels: of gradient norm and loss.
@@ -84,7 +84,7 @@ class Verdict(NamedTuple):
 
 
 def init() -> Guard:
-  """The start: nothing seen yet."""
+  """The state before the first gradient."""
   # Each leaf has an array of its own, for a state is donated.
   pair = lambda: jnp.zeros(2, jnp.float32)
   flag = lambda: jnp.zeros((), jnp.bool_)
@@ -106,7 +106,7 @@ def watch(
   step: jax.Array,
   value: jax.typing.ArrayLike | None,
 ) -> tuple[Verdict, Guard]:
-  """What to do with an update, and what is known after it.
+  """Decides whether to make, skip or undo an update.
 
   Args:
     guard: what was known before.
@@ -143,7 +143,7 @@ def watch(
 def _compare(
   levels: Levels, seen: jax.Array, step: jax.Array
 ) -> tuple[Levels, jax.Array]:
-  """The levels with what is seen now, and which are too high, bool [2]."""
+  """Updates the running means, and says which are too high, bool [2]."""
   level = jnp.where(
     step == 0, seen, levels.level + (seen - levels.level) / AVERAGED
   )
@@ -165,7 +165,7 @@ def _updated(
   verdict: Verdict,
   step: jax.Array,
 ) -> Levels:
-  """The levels after an update: the calm ones where it was an ordinary one."""
+  """The levels after an update: `calm` where nothing was skipped or undone."""
   factor = jnp.where(verdict.back, RAISE, RAISE_BATCH)
   kept = old._replace(mark=jnp.where(over, factor * old.mark, old.mark))
   again = kept._replace(level=old.mark, due=step.astype(jnp.float32) + MIN_AGE)
@@ -187,7 +187,7 @@ def _seen(
   ]
   loss = jnp.asarray(0.0 if value is None else value, jnp.float32)
   norm = jnp.sqrt(sum(squares, start=jnp.zeros((), jnp.float32)))
-  # A loss below 0 is good news however large; NaN stays NaN.
+  # A loss below 0 is never too high; NaN stays NaN.
   seen = jnp.stack([norm, jnp.maximum(loss, 0)])
   # A norm above 1e19, whose square float32 does not hold, is not finite either.
   finite = jnp.all(jnp.isfinite(seen)) & jnp.isfinite(loss)

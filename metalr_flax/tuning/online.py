@@ -7,8 +7,8 @@ that an optimizer needs: eta moves first, then the inner update runs.
 
 Tangents go by place among the leaves of (params, opt_state): a loop may give
 params of another container to `update` than it gave to `init`, with other paths
-and the same leaves. They are float32 at least: in bfloat16 a sum of 300 updates
-stands still.
+and the same leaves. They are float32 at least: in bfloat16 a sum stops
+growing after 300 updates.
 """
 
 from collections.abc import Callable
@@ -135,7 +135,7 @@ def advance(tangents: Tangents, dots: Tangents, params: PyTree) -> Tangents:
 
 
 def _as_slope(grads: PyTree, params: PyTree) -> PyTree:
-  """What a change of params is multiplied by to give that of the loss.
+  """The loss's slope in params: the gradient, conjugated where it is complex.
 
   The real part of the product counts, `sum(real(conj(g) * dtheta))`. The loss
   is that of the fast parameters where there are slow ones.

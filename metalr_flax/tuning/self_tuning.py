@@ -35,10 +35,11 @@ def self_tuning(
   Nothing but gradients and params is needed, each gradient of a fresh batch. It
   works in any loop that calls `tx.update(grads, state, params)`. The learning
   rate starts at 1e-5, or at the user's where that is lower, and grows from
-  there. Where the gradients explode or are not finite the update goes back
-  three updates at most, resets the inner optimizer and lowers the learning rate
-  where that is learned; optax's extra argument `value=`, the loss, is watched
-  as well where it is given. The inner optimizer sees no extra arguments.
+  there. A batch whose gradient is not finite is skipped. When training explodes
+  the last one to three updates are undone, the inner optimizer starts anew and
+  the learning rate, if learned, is lowered for a while. optax's extra argument
+  `value=`, the loss, is watched as well where it is given. The inner optimizer
+  sees no extra arguments.
   Gradients of complex parameters are given as optax wants them, the conjugate
   of what `jax.grad` returns.
 
@@ -108,7 +109,7 @@ def hyperparams_of(opt_state: optax.OptState) -> dict[str, Any]:
 
 
 def counts_of(opt_state: optax.OptState) -> dict[str, Any]:
-  """How often a self-tuned optimizer found no use for a gradient.
+  """Counts the updates that a self-tuned optimizer skipped and undid.
 
   Args:
     opt_state: as for `hyperparams_of`.

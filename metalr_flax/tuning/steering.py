@@ -1,4 +1,4 @@
-r"""How far eta moves: the rule that needs no tuning of its own.
+r"""The rule by which eta moves.
 
 Two slopes are read at each update, the gradient along
 
@@ -63,7 +63,7 @@ class Average(NamedTuple):
 
 
 class Steering(NamedTuple):
-  """All that the rule remembers.
+  """The rule's state.
 
   Attributes:
     long: averages of the long slopes.
@@ -79,7 +79,7 @@ class Steering(NamedTuple):
 
 
 def init(count: int) -> Steering:
-  """The start, for `count` etas."""
+  """The state before the first update, for `count` etas."""
   # Two of them, each with arrays of its own: a state is donated.
   return Steering(
     _start(count), _start(count), jnp.zeros((), jnp.int32), jnp.zeros(())
@@ -87,7 +87,7 @@ def init(count: int) -> Steering:
 
 
 def begin_anew(steering: Steering) -> Steering:
-  """The rule after an explosion: only the time is remembered.
+  """The state after an explosion: all averages at 0, the time kept.
 
   Most of what the rates have lost comes back within a share of the run. By the
   slopes alone it would not: late in a run the rule moves slowly.
@@ -108,7 +108,7 @@ def steer(
   is_rate: jax.Array,
   steering: Steering,
 ) -> tuple[jax.Array, Steering]:
-  """What to add to each eta.
+  """Computes what to add to each eta.
 
   Args:
     eta: logarithms of the factors on what the user set, float32 [n].
@@ -141,7 +141,7 @@ def steer(
 
 
 def _finite(slopes: jax.Array) -> jax.Array:
-  """With averages that are finite; of a NaN nothing can be learned."""
+  """Replaces NaN by 0 and clips, so that averages stay finite."""
   slopes = jnp.nan_to_num(slopes.astype(jnp.float32), nan=0.0)
   return jnp.clip(slopes, -LARGEST, LARGEST)
 

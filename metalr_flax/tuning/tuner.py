@@ -1,4 +1,4 @@
-r"""What `self_tuning` does at each update of somebody else's loop.
+r"""The optax transformation behind `self_tuning`: its state and update.
 
 Forward mode with K = 1, online, without the Hessian: at each update the
 incoming gradient g meets the tangents of the parameters, and eta moves before
@@ -35,7 +35,7 @@ START = 1e-5
 
 
 class SelfTuningState(NamedTuple):
-  """A plain pytree of arrays: it checkpoints as any optimizer's state does.
+  """The state of a self-tuned optimizer, a plain pytree of arrays.
 
   Attributes:
     opt_state: the inner optimizer's own; its `hyperparams` are the last used.
@@ -73,7 +73,7 @@ class Tuner:
 
   @property
   def steers(self) -> bool:
-    """Whether eta moves by our rule."""
+    """Whether eta moves by the rule in `steering`, not by `meta_tx`."""
     return self.meta_tx is None and bool(self.learned)
 
   def init(self, params: PyTree) -> SelfTuningState:
@@ -111,7 +111,7 @@ class Tuner:
     value: jax.typing.ArrayLike | None = None,
     **extra_args: Any,
   ) -> tuple[PyTree, SelfTuningState]:
-    """From gradients to what is added to params, as optax wants it."""
+    """Turns gradients into updates, as optax's `update` does."""
     del extra_args
     if params is None:
       raise ValueError('self_tuning: update(grads, state, params) needs params')
@@ -296,7 +296,7 @@ class Tuner:
   def _restarted(
     self, state: SelfTuningState, restart: jax.Array, params: PyTree
   ) -> SelfTuningState:
-    """The state, with all forgotten where the last update went back."""
+    """The state, started anew where training restarts."""
     start = optimizers.init_state(self.inner_tx, params)
     if self.labels is None:  # what the user wrote into the state stays
       start = optimizers.with_hyperparams(

@@ -1,1 +1,1 @@
-"""All that a run has on the disk: checkpoints, metrics, plots, and its lock."""
+"""The files of a run: checkpoints, metrics, plots, and its lock."""

@@ -31,7 +31,7 @@ _EPath: Any = type(epath.Path('/'))
 
 
 class OrbaxError(OSError):
-  """Orbax could not read or write: it raises anything, bare Exceptions too."""
+  """Any error of Orbax, which raises many kinds, bare Exceptions among them."""
 
 
 class _LiteralPath(_EPath):
@@ -110,7 +110,7 @@ def _restore(folder: pathlib.Path, abstract: Any) -> Any:
 
 
 def _uncommitted(leaf: jax.Array) -> jax.Array:
-  """A leaf as the first state's are: of no device, so of no fixed layout.
+  """A leaf without a device and a fixed layout, as the first state's are.
 
   (The compiled run refuses an int4 array that Orbax has put on one.)
   """
@@ -203,7 +203,7 @@ def _orbax_errors() -> Iterator[None]:
 
 
 class _Warnings(python_logging.Handler):
-  """Collects what Orbax warns of, from whichever of its threads."""
+  """Collects Orbax's warnings from all of its threads."""
 
   def __init__(self) -> None:
     super().__init__(python_logging.WARNING)
@@ -217,7 +217,7 @@ class _Warnings(python_logging.Handler):
 
 @contextlib.contextmanager
 def _warnings_refused() -> Iterator[None]:
-  """Orbax warns where it leaves something out: no save has worked then."""
+  """Raises Orbax's warnings: it warns when it leaves something out."""
   warnings = _Warnings()
   logger = logging.get_absl_logger()
   logger.addHandler(warnings)

@@ -30,7 +30,7 @@ _NOTES = {
 
 
 class _GoneError(Exception):
-  """A checkpoint was there and is not any more: a run removed it."""
+  """A checkpoint was removed by its run while it was read."""
 
 
 class Found(NamedTuple):

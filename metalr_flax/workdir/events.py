@@ -146,7 +146,7 @@ def overview(params: Any) -> str:
 
 
 def _named(tree: Any) -> Any:
-  """CLU's table takes string keys; a module list has numbers."""
+  """Makes all keys strings, for CLU's table: module lists have numbers."""
   if isinstance(tree, dict):
     return {str(key): _named(value) for key, value in tree.items()}
   return tree

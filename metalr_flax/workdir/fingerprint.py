@@ -100,7 +100,7 @@ def warn_of_changes(saved: Mapping[str, str]) -> None:
 def check_structure(
   path: pathlib.Path, saved: Mapping[str, str], wanted: Mapping[str, str]
 ) -> None:
-  """Refuses a checkpoint of other leaves, by name: nothing is ever cast.
+  """Refuses a checkpoint whose leaves differ, by name; nothing is cast.
 
   Args:
     path: the checkpoint, for the message.

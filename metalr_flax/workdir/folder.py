@@ -62,7 +62,7 @@ def check_writable(path: pathlib.Path) -> None:
 
 
 def _check_name(path: pathlib.Path) -> None:
-  """Refuses names that Orbax and TensorStore write somewhere else, or nowhere.
+  """Refuses names that Orbax or TensorStore would change.
 
   Raises:
     ValueError: saying which.
@@ -93,7 +93,7 @@ class Lock:
     self._path = path
 
   def check(self) -> None:
-    """Refuses to go on in a directory that is not the one locked.
+    """Refuses to write where the locked directory was removed or replaced.
 
     Whoever removes a workdir and starts another run under its name would find
     the first run's checkpoints among its own.

@@ -112,7 +112,7 @@ def _to_csv(rows: Sequence[Sequence[str]]) -> bytes:
 
 @files.retried
 def check(path: pathlib.Path, record: Mapping[str, Any]) -> bytes:
-  """The part of a metrics file that a checkpoint relies on.
+  """Reads the part of a metrics file that a checkpoint recorded.
 
   Args:
     path: the file.
