@@ -14,6 +14,7 @@ import subprocess
 import sys
 
 import pytest
+import runs
 
 from metalr_flax import console
 from metalr_flax import errors
@@ -21,8 +22,8 @@ from metalr_flax.config import flags
 from metalr_flax.workdir import files
 from metalr_flax.workdir import folder as folder_lib
 
-ROOT = pathlib.Path(__file__).parent.parent
-DEFAULT = f'--config={ROOT / "configs" / "default.py"}'
+ROOT = runs.ROOT
+DEFAULT = f'--config={runs.CONFIGS / "default.py"}'
 NO_JAX = 42  # the status of a process that imports `jax` where it must not
 
 
@@ -47,7 +48,6 @@ def run(argv, cwd, *first):
     },
     capture_output=True,
     text=True,
-    timeout=120,
     check=False,
   )
 
@@ -329,6 +329,12 @@ def test_empty_and_interrupted_workdirs_are_fine(tmp_path):
   check(tmp_path)
   (tmp_path / '.config.json.tmp').touch()  # killed while it was written
   check(tmp_path)
+  # A run that saved while its workdir was renamed.
+  (tmp_path / 'state' / '.8.saving').mkdir(parents=True)
+  check(tmp_path)
+  (tmp_path / 'state' / '8').mkdir()
+  with pytest.raises(errors.WorkdirError, match='other content'):
+    check(tmp_path)
 
 
 def test_a_second_run_is_refused_before_jax_is_imported(tmp_path, without_jax):

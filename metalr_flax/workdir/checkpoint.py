@@ -19,6 +19,7 @@ from metalr_flax.engine import types
 from metalr_flax.workdir import arrays
 from metalr_flax.workdir import files
 from metalr_flax.workdir import fingerprint
+from metalr_flax.workdir import folder
 from metalr_flax.workdir import manifest
 
 MAX_TO_KEEP = 3
@@ -121,7 +122,7 @@ def clean(directory: pathlib.Path, found: Found | None) -> None:
         number += 1
       path.rename(aside)
   for name in files.list_directory(directory):
-    if re.match(r'\.\d+\.(saving|old)', name):
+    if folder.UNFINISHED.match(name):
       _remove(directory / name)
   settle(directory)
 

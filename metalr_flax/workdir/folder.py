@@ -10,6 +10,7 @@ import errno
 import fcntl
 import os
 import pathlib
+import re
 import shlex
 import tempfile
 import time
@@ -27,6 +28,7 @@ RESULTS = 'results.json'
 SCHEDULE = 'schedule.json'
 STATE = 'state'
 PLOT = 'plots/learning_rate.png'
+UNFINISHED = re.compile(r'\.\d+\.(saving|old)')  # in STATE: half a checkpoint
 _PROBE = '.probe'
 # Faults of the storage itself, no property of the path: they may pass.
 _PASSING = (
@@ -211,8 +213,7 @@ def check_config(
     foreign = [
       name
       for name in files.list_directory(path)
-      # What a killed run may leave of its first moments.
-      if name != f'.{CONFIG}.tmp' and not name.startswith(_PROBE)
+      if not _is_left_over(path, name)
     ]
     if foreign:
       raise errors.WorkdirError(
@@ -230,6 +231,18 @@ def check_config(
         f'{name}={after}; run it elsewhere: {command} '
         f'--workdir={shlex.quote(str(_free_name(path)))}'
       )
+
+
+def _is_left_over(path: pathlib.Path, name: str) -> bool:
+  """Whether a run without a config may have left it.
+
+  A killed one leaves its first moments, and one whose workdir was removed
+  while it saved leaves that save.
+  """
+  if name == STATE:
+    inside = files.list_directory(path / name)
+    return (path / name).is_dir() and all(map(UNFINISHED.match, inside))
+  return name == f'.{CONFIG}.tmp' or name.startswith(_PROBE)
 
 
 def read_config(path: pathlib.Path) -> dict[str, Any]:
