@@ -1,5 +1,6 @@
 """Real runs of the real program, and what they left behind."""
 
+import contextlib
 import csv
 import os
 import pathlib
@@ -17,6 +18,7 @@ from metalr_flax.workdir import checkpoint
 from metalr_flax.workdir import folder
 
 ROOT = pathlib.Path(__file__).parent.parent
+CONFIGS = ROOT / 'configs'
 
 
 def command(workdir, config='default', **fields):
@@ -25,7 +27,7 @@ def command(workdir, config='default', **fields):
     f'--config.{name.replace("__", ".")}={value}'
     for name, value in fields.items()
   ]
-  path = ROOT / 'configs' / f'{config}.py'
+  path = CONFIGS / f'{config}.py'
   return [f'--config={path}', f'--workdir={workdir}', *overrides]
 
 
@@ -47,27 +49,44 @@ def environment():
   return {**os.environ, 'PYTHONPATH': os.pathsep.join(paths).rstrip(':')}
 
 
-def start(workdir, config='default', **fields):
-  """Starts a training process."""
-  return subprocess.Popen(
-    [
-      sys.executable,
-      '-m',
-      'metalr_flax.main',
-      *command(workdir, config, **fields),
-    ],
-    stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE,
-    text=True,
-    cwd=ROOT,
-    env=environment(),
-  )
+@contextlib.contextmanager
+def started(argv, **options):
+  """A Python process, killed at the block's end if it has not ended by then."""
+  options = {
+    'stdout': subprocess.PIPE,
+    'stderr': subprocess.PIPE,
+    'text': True,
+    'cwd': ROOT,
+    'env': environment(),
+    **options,
+  }
+  with subprocess.Popen([sys.executable, *argv], **options) as process:
+    try:
+      yield process
+    finally:
+      process.kill()
+
+
+def training(workdir, config='default', *, pipesize=-1, **fields):
+  """A training process; it waits where its pipe is full of lines."""
+  argv = command(workdir, config, **fields)
+  return started(['-m', 'metalr_flax.main', *argv], pipesize=pipesize)
+
+
+def stop_at(process, beginning):
+  """Sends SIGTERM when a line begins so; returns what was said on stderr."""
+  for line in process.stdout:
+    if line.startswith(beginning):
+      process.terminate()
+      break
+  _, stderr = process.communicate()
+  return stderr
 
 
 def run(workdir, config='default', *, status=0, **fields):
   """Trains in a process of its own; returns stdout and stderr."""
-  process = start(workdir, config, **fields)
-  stdout, stderr = process.communicate(timeout=300)
+  with training(workdir, config, **fields) as process:
+    stdout, stderr = process.communicate()
   assert process.returncode == status, stderr
   return stdout, stderr
 

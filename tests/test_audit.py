@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import runs
+import tiers
 
 from metalr_flax import audit
 from metalr_flax.trainer import finite_difference
@@ -16,7 +17,7 @@ def arguments(config, **fields):
   ]
 
 
-@pytest.mark.parametrize('estimator', ['forward', 'reverse'])
+@tiers.parametrize('estimator', ['forward', 'reverse'], ['forward'])
 def test_the_reference_config_passes(estimator, capsys):
   line = arguments('default', meta__estimator=estimator)
   assert audit.main(line) == 0
@@ -25,6 +26,7 @@ def test_the_reference_config_passes(estimator, capsys):
   assert 'all 1 agree' in out
 
 
+@pytest.mark.thorough
 def test_batch_norm_and_dropout_pass(capsys):
   """The outer loss uses batch statistics, so nothing of dF/deta is missing."""
   own = {

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from ml_collections import config_dict
 import optax
 import pytest
+import runs
 
 from metalr_flax import errors
 from metalr_flax import models
@@ -33,9 +34,8 @@ from metalr_flax.engine import inner
 from metalr_flax.engine import meta_gradient
 from metalr_flax.engine import ranges
 
-CONFIGS = pathlib.Path(__file__).parents[2] / 'configs'
-DEFAULT = f'--config={CONFIGS / "default.py"}'
-DIGITS = f'--config={CONFIGS / "digits_mlp.py"}'
+DEFAULT = f'--config={runs.CONFIGS / "default.py"}'
+DIGITS = f'--config={runs.CONFIGS / "digits_mlp.py"}'
 ABSENT = object()
 
 
@@ -299,15 +299,15 @@ WRONG_LINES = {
 WRONG_FILES = {
   'none': ([], 'config: no config file given', '--config=configs/default.py'),
   'empty': (['--config='], 'config: no config file given'),
-  'positional': ([str(CONFIGS / 'default.py')], 'config: no config file given'),
+  'positional': ([str(runs.CONFIGS / 'default.py')], 'config: no config file given'),
   'override alone': (['--config.seed=3'], 'config: no config file given'),
   'missing': (['--config=configs/nowhere.py'], 'config=configs/nowhere.py: no such file', '--config=configs/default.py'),
-  'a folder': ([f'--config={CONFIGS}'], f'config={CONFIGS}: no such file'),
+  'a folder': ([f'--config={runs.CONFIGS}'], f'config={runs.CONFIGS}: no such file'),
   'too long a name': ([f'--config={"a" * 5000}'], ': no such file'),
   'NUL in the name': (['--config=a\0b'], ': no such file'),
-  'space before the name': ([f'--config= {CONFIGS / "default.py"}'], ': no such file'),
+  'space before the name': ([f'--config= {runs.CONFIGS / "default.py"}'], ': no such file'),
   'an argument': ([f'{DEFAULT}:fast'], 'default.py: TypeError: get_config() takes 0', 'get_config() -> ConfigDict'),
-  'of a comparison': ([f'--config={CONFIGS / "compare.py"}', '--config.only=text', '--workdir=a b'], 'compare.py: is for a comparison; run python -m metalr_flax.compare --config=', "compare.py --config.only=text '--workdir=a b'"),
+  'of a comparison': ([f'--config={runs.CONFIGS / "compare.py"}', '--config.only=text', '--workdir=a b'], 'compare.py: is for a comparison; run python -m metalr_flax.compare --config=', "compare.py --config.only=text '--workdir=a b'"),
   'an empty argument': ([f'{DEFAULT}:'], 'default.py: TypeError: get_config() takes 0'),
 }  # fmt: skip
 
@@ -327,7 +327,7 @@ HEAD = 'from ml_collections import config_dict\n\n\ndef get_config():\n'
 COPY = (
   f'import runpy\nfrom ml_collections import config_dict\n\n\n'
   f'def get_config(name="small"):\n'
-  f'  c = runpy.run_path({str(CONFIGS / "default.py")!r})["get_config"]()\n'
+  f'  c = runpy.run_path({str(runs.CONFIGS / "default.py")!r})["get_config"]()\n'
 )
 WRONG_SOURCES = {
   'syntax': ('def get_config(:\n', 'SyntaxError', 'line 1'),
@@ -390,8 +390,8 @@ GOOD_LINES = {
   'reference': ([DIGITS], 'checkpoints/digits_mlp', {'task.kwargs': {'split_seed': 0}}),
   'reference, overridden': ([DIGITS, '--config.seed=3'], 'checkpoints/digits_mlp', {'seed': 3, 'task.kwargs': {'split_seed': 3}}),
   # How a flag may be written.
-  'space for =': (['--config', str(CONFIGS / 'default.py'), '--config.seed', '7', '--workdir', 'w'], 'w', {'seed': 7}),
-  'one dash': (['-config', str(CONFIGS / 'default.py'), '-config.seed=7', '-workdir=w'], 'w', {'seed': 7}),
+  'space for =': (['--config', str(runs.CONFIGS / 'default.py'), '--config.seed', '7', '--workdir', 'w'], 'w', {'seed': 7}),
+  'one dash': (['-config', str(runs.CONFIGS / 'default.py'), '-config.seed=7', '-workdir=w'], 'w', {'seed': 7}),
   'override first': (['--config.seed=3', '--config.log_every', '4', DEFAULT], 'checkpoints/default', {'seed': 3, 'log_every': 4}),
   'last one counts': ([DEFAULT, '--config.seed=3', '--workdir=a', '--config.seed=4', '--workdir=b'], 'b', {'seed': 4}),
   'last file counts': ([DEFAULT, '--config.seed=3', DIGITS], 'checkpoints/digits_mlp', {'seed': 3, 'task.name': 'digits'}),
@@ -471,7 +471,7 @@ def assert_resolved(config):
 
 @pytest.mark.parametrize(
   'path',  # but for the comparison's, which has its own fields and tests
-  sorted({*CONFIGS.glob('*.py')} - {CONFIGS / 'compare.py'}),
+  sorted({*runs.CONFIGS.glob('*.py')} - {runs.CONFIGS / 'compare.py'}),
   ids=lambda p: p.stem,
 )
 def test_every_config_of_the_repository_is_good(path):
@@ -533,7 +533,7 @@ def test_one_config_file_does_not_leak_into_the_next(tmp_path):
 def test_an_edited_config_file_is_read_again(tmp_path):
   """Byte code kept by time and size would give the old seed."""
   path = tmp_path / 'edited.py'
-  source = (CONFIGS / 'default.py').read_text()
+  source = (runs.CONFIGS / 'default.py').read_text()
   for seed in (1, 2, 3):
     path.write_text(re.sub(r'seed = \d', f'seed = {seed}', source, count=1))
     assert parse(f'--config={path}').config['seed'] == seed
@@ -734,6 +734,7 @@ def test_the_names_of_config_are_sorted_and_single():
 
 
 # noisy_sgd asks for a key that the config cannot give it yet.
+@pytest.mark.thorough
 @pytest.mark.filterwarnings('ignore:Specifying a key will be required')
 @pytest.mark.parametrize('name', schema.OPTIMIZERS)
 def test_every_optimizer_is_one_of_optax_and_updates(name):

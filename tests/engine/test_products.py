@@ -2,7 +2,7 @@
 
 import jax
 import jax.numpy as jnp
-import pytest
+import tiers
 
 from metalr_flax.engine import products
 
@@ -25,8 +25,8 @@ LOSSES = {
 
 
 # Small operands are joined, large ones are not.
-@pytest.mark.parametrize('rows', [2, 50])
-@pytest.mark.parametrize('name', LOSSES)
+@tiers.parametrize('rows', [2, 50], [2])
+@tiers.parametrize('name', LOSSES, ['two products', 'sequence', 'jitted'])
 def test_values_and_derivatives_stay(name, rows):
   keys = jax.random.split(jax.random.key(0), 3)
   w, w_dot = jax.random.normal(keys[0], (2, 16, 24))

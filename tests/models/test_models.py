@@ -1,7 +1,6 @@
 """The models: shapes, modes, and what each layer is there for."""
 
 import dataclasses
-import pathlib
 import runpy
 
 from flax import nnx
@@ -9,14 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import runs
 
 from metalr_flax.config import check
 from metalr_flax.models import cnn
 from metalr_flax.models import functional
 from metalr_flax.models import transformer
 from metalr_flax.trainer import build
-
-CONFIGS = pathlib.Path(__file__).parents[2] / 'configs'
 
 
 def _cnn(**kwargs):
@@ -66,7 +64,12 @@ MODELS = [
 
 
 @pytest.mark.parametrize(
-  ('norm', 'size'), [('batch', (8, 8)), ('layer', (7, 5)), ('layer', (1, 2))]
+  ('norm', 'size'),
+  [
+    ('batch', (8, 8)),
+    pytest.param('layer', (7, 5), marks=pytest.mark.thorough),
+    pytest.param('layer', (1, 2), marks=pytest.mark.thorough),
+  ],
 )
 def test_cnn_maps_images_of_any_size_to_logits(norm, size):
   model = _cnn(features=(4, 5, 6), in_channels=2, norm=norm)
@@ -100,6 +103,7 @@ def test_bad_arguments_are_refused_in_one_line(make, kwargs, message):
   assert '\n' not in str(caught.value)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize('size', [(8, 8), (5, 2)])
 def test_convolve_is_xlas_convolution(size):
   x = _images(2, *size, 3)
@@ -258,6 +262,7 @@ def test_the_perceptrons_width_is_four_times_the_models():
   assert _transformer(d_ff=5).blocks[0].up.kernel.shape == (8, 5)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
   ('kwargs', 'make', 'batch', 'h', 'tolerance'),
   [
@@ -299,6 +304,7 @@ def test_second_derivatives_in_float64(x64, kwargs, make, batch, h, tolerance):
     np.testing.assert_allclose(difference, product, rtol=0, atol=atol)
 
 
+@pytest.mark.thorough
 def test_the_digits_cnn_config_learns_with_dropout_and_batch_norm():
   config = _config()
   config['meta']['unroll_length'] = 2
@@ -325,6 +331,6 @@ def test_the_digits_cnn_config_learns_with_dropout_and_batch_norm():
 
 
 def _config():
-  path = CONFIGS / 'digits_cnn.py'
+  path = runs.CONFIGS / 'digits_cnn.py'
   config = runpy.run_path(str(path))['get_config']()
   return check.resolve(config.to_dict())

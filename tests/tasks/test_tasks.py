@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import runs
+import tiers
 
 from metalr_flax import errors
 from metalr_flax import models
@@ -127,6 +128,7 @@ def test_the_objective_of_a_data_set_is_over_its_train_part(name):
   )
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize('name', MADE)
 def test_the_objective_is_the_mean_of_made_batches(name):
   task, model = _make(name)
@@ -331,7 +333,7 @@ def test_vector_is_a_product_with_theta():
 # --- Through the trainer.
 
 
-@pytest.mark.parametrize('name', ['breast_cancer', *MADE])
+@tiers.parametrize('name', ['breast_cancer', *MADE], ['breast_cancer'])
 def test_each_trains_through_the_trainer(tmp_path, name):
   kwargs, model_name, model_kwargs, _ = CASES[name]
   fields = {

@@ -1,6 +1,5 @@
 """The text task: its parts, its windows, a user's own file."""
 
-import pathlib
 from pydoc_data import topics
 import runpy
 
@@ -9,13 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import runs
 
 from metalr_flax import errors
 from metalr_flax import tasks
 from metalr_flax.config import check
 from metalr_flax.trainer import build
 
-CONFIGS = pathlib.Path(__file__).parents[2] / 'configs'
 # Each part has letters of its own.
 TRAIN, META, TEST = 'abcdefgh' * 100, 'xyz' * 34, '0123456789' * 10
 
@@ -208,6 +207,7 @@ def test_bad_files_are_config_errors(tmp_path, content, message):
   assert '\n' not in str(caught.value)
 
 
+@pytest.mark.thorough
 def test_the_text_transformer_config_learns(path):
   config = _config()
   config['task'].update(path=path, batch_size=4)
@@ -231,6 +231,6 @@ def test_the_text_transformer_config_learns(path):
 
 
 def _config():
-  path = CONFIGS / 'text_transformer.py'
+  path = runs.CONFIGS / 'text_transformer.py'
   config = runpy.run_path(str(path))['get_config']()
   return check.resolve(config.to_dict())

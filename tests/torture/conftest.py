@@ -1,4 +1,4 @@
-"""The torture's own fixtures: a tenth in CI, all of it with --full."""
+"""The torture's own fixtures: all trials with --full, a tenth with --thorough."""
 
 import harness
 import pytest
@@ -10,9 +10,10 @@ def full(request):
 
 
 @pytest.fixture(scope='session')
-def share(full):
-  """How many of `n` trials to do: a tenth, unless all were asked for."""
-  return lambda n: n if full else max(1, n // 10)
+def share(request, full):
+  """How many of `n` trials to do: a hundredth, unless more were asked for."""
+  part = 10 if request.config.getoption('--thorough') else 100
+  return lambda n: n if full else max(2, n // part)
 
 
 @pytest.fixture(scope='session')

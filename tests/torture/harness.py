@@ -4,6 +4,7 @@ import collections
 import concurrent.futures
 import contextlib
 import json
+import os
 import pathlib
 import queue
 import re
@@ -70,6 +71,7 @@ class Servers:
         text=True,
         cwd=runs.ROOT,
         env=environment,
+        start_new_session=True,
       )
       for _ in range(2)
     ]
@@ -117,10 +119,10 @@ class Servers:
     )
 
   def close(self):
+    """Ends both, with whatever run of theirs is still going on."""
     for process in self._all:
-      process.stdin.close()
-      process.wait()
-      process.stdout.close()
+      with process, contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def digest(workdir, step=None):
@@ -145,6 +147,11 @@ def events(workdir):
 
 def _order(path):
   return path.stat().st_mtime_ns, path.name
+
+
+def spread(items, count):
+  """`count` of the items, evenly over all of them."""
+  return [items[(2 * i + 1) * len(items) // (2 * count)] for i in range(count)]
 
 
 def remains(workdir):

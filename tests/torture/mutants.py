@@ -4,7 +4,7 @@
 
 Each deliberate fault goes into a copy of the project, where the test meant for
 it must fail; without any fault those tests must pass. Not a part of CI: it takes
-about ten minutes on two cores.
+half an hour on two cores.
 """
 
 import concurrent.futures
@@ -111,6 +111,12 @@ MUTANTS = [
   Mutant("the loss is taken at lookahead's slow parameters, too", 'tuning/online', 'fast=slope, slow=jax.tree.map(jnp.zeros_like, params.slow)', 'fast=slope, slow=slope', 'tests/tuning/test_tuning.py::test_the_slope_equals_finite_differences'),
   Mutant('Python numbers are no parameters', 'tuning/tuner', '    grads, params = optimizers.as_arrays((updates, params))\n', '    grads = updates\n', 'tests/tuning/test_tuning.py::test_parameters_are_taken_as_plain_optax_takes_them'),
   Mutant('a decay rate alone in a list is learned by its logarithm', 'tuning/factors', 'KINDS[name in DECAY_RATES]', 'KINDS[0]', 'tests/tuning/test_tuning.py::test_names_alone_are_learned_by_the_kind_that_suits_them'),
+  Mutant('what is not finite is trained on', 'tuning/guard', '    skip=~finite | (high', '    skip=(high', 'tests/tuning/test_guard.py'),
+  Mutant('one high batch is taken for an explosion', 'tuning/guard', '    back=(high & guard.suspect) | unfit,', '    back=high | unfit,', 'tests/tuning/test_guard.py'),
+  Mutant('a lowered rate does not come back', 'tuning/steering', 'jnp.minimum(moves, 0) - brake, moves + paid)', 'jnp.minimum(moves, 0) - brake, moves)', 'tests/tuning/test_tuning.py::test_a_rate_that_was_lowered_comes_back'),
+  Mutant('a decay rate may remember more than was seen', 'tuning/factors', 'jnp.maximum(1 / (MEMORY_SHARE * age + 1), LEAST)', 'jnp.maximum(0 * age, LEAST)', 'tests/tuning/test_learned_decay_rates.py'),
+  Mutant('the brake leaves the other hyperparameters alone', 'tuning/steering', '  others = OTHERS_SHARE * moves - jnp.max(brake) * eta\n', '  others = OTHERS_SHARE * moves\n', 'tests/tuning/test_steering.py'),
+  Mutant('the rest of a save makes a workdir foreign', 'workdir/folder', '  if name == STATE:', '  if False:', 'tests/test_main_errors.py::test_empty_and_interrupted_workdirs_are_fine'),
 ]  # fmt: skip
 
 
@@ -129,8 +135,9 @@ def copy(folder: pathlib.Path) -> pathlib.Path:
 
 def run(path: pathlib.Path, *tests: str) -> subprocess.CompletedProcess:
   """Runs tests of a copy, which imports itself and not this project."""
+  pytest = [sys.executable, '-m', 'pytest', '--thorough', '-x']
   return subprocess.run(
-    [sys.executable, '-m', 'pytest', '-x', '-p', 'no:cacheprovider', *tests],
+    [*pytest, '-p', 'no:cacheprovider', *tests],
     cwd=path,
     env={**os.environ, 'PYTHONPATH': str(path)},
     capture_output=True,

@@ -2,7 +2,7 @@
 
 Reads a JSON object a line: `argv`, `output` (a file), and optionally `fault`
 (arguments of the shim), `after` (seconds until `signal` is sent, twice where
-`again`). Answers each with a line: exit status (negative: killed by that
+`again`), `retry_secs` (instead of the program's own). Answers each with a line: exit status (negative: killed by that
 signal), seconds. JAX starts its threads in the child alone.
 """
 
@@ -20,6 +20,7 @@ from metalr_flax import main
 from metalr_flax.config import flags  # noqa: F401
 from metalr_flax.trainer import launch  # noqa: F401
 from metalr_flax.trainer import loop  # noqa: F401
+from metalr_flax.workdir import files
 from metalr_flax.workdir import report  # noqa: F401
 
 ACTIONS = {'nothing': 0, 'kill': 1, 'torn': 2, 'fail': 3, 'signal': 4}
@@ -47,6 +48,8 @@ def child(order):
   os.dup2(output, 2)
   if order.get('x64'):
     jax.config.update('jax_enable_x64', True)
+  if order.get('retry_secs'):
+    files.RETRY_SECS = tuple(order['retry_secs'])
   if order.get('fault'):
     arm(order['fault'])
   status = 1

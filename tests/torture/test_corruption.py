@@ -283,6 +283,7 @@ def test_another_structure_is_refused_by_name(saved):
     assert line in str(caught.value)
 
 
+@pytest.mark.thorough
 def test_x64_is_refused_by_name(servers, saved, tmp_path):
   path = tmp_path / 'run'
   shutil.copytree(saved[0], path)

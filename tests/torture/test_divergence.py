@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import tiers
 
 from metalr_flax.engine import meta_gradient
 from metalr_flax.engine import optimizers
@@ -103,7 +104,7 @@ def _poison_rule(primals, tangents):
 
 
 @pytest.mark.parametrize('kind', ['forward', 'reverse'])
-@pytest.mark.parametrize('point', POINTS)
+@tiers.parametrize('point', POINTS, ['gradient'])
 def test_injected_values_end_the_run_at_their_step(point, kind, share):
   run, start = _make(point, meta_gradient.Estimator(kind=kind))
   draw = np.random.default_rng(0)
@@ -123,6 +124,7 @@ def test_injected_values_end_the_run_at_their_step(point, kind, share):
       np.testing.assert_array_equal(good, clean[name][: bad - 1])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize('kind', meta_gradient.KINDS)
 @pytest.mark.parametrize('factory', ['sign_sgd', _clipped_sgd])
 def test_a_gradient_that_its_optimizer_hides_is_seen(factory, kind):

@@ -15,6 +15,11 @@ from metalr_flax.workdir import files
 from metalr_flax.workdir import fingerprint
 from metalr_flax.workdir import saving
 
+# Orbax's other reads are left behind when one has failed.
+pytestmark = pytest.mark.filterwarnings(
+  'ignore::pytest.PytestUnraisableExceptionWarning'
+)
+
 
 @pytest.fixture(scope='module')
 def state():
@@ -71,8 +76,6 @@ def _restores(folder, state):
     return False
 
 
-# Orbax's other reads are left behind when one has failed.
-@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
 @pytest.mark.parametrize('damage', [_gone, _cut])
 def test_every_file_that_a_restore_needs_is_read(state, tmp_path, damage):
   """By the cheap look alone, which every checkpoint gets."""

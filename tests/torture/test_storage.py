@@ -39,6 +39,7 @@ def run_with_fault(servers, workdir, whole, fault):
   harness.assert_same(workdir, whole)
 
 
+@pytest.mark.thorough
 def test_injected_faults(servers, whole, share, tmp_path):
   """A transient fault is survived; a persistent one is status 5."""
   found = [

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import runs
+import tiers
 
 import metalr_flax
 from metalr_flax import errors
@@ -23,7 +24,7 @@ NET = {
 
 
 @pytest.mark.parametrize('estimator', ['forward', 'reverse'])
-@pytest.mark.parametrize('remat', ['none', 'sqrt'])
+@tiers.parametrize('remat', ['none', 'sqrt'], ['sqrt'])
 def test_each_exact_estimator_follows_the_notebook(tmp_path, estimator, remat):
   fields = {'meta__estimator': estimator, 'meta__remat': remat}
   runs.run_here(tmp_path, num_outer_steps=200, **fields)
@@ -50,6 +51,7 @@ ONLINE = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize('curvature', ['exact', 'subsample', 'none'])
 def test_online_learning_with_kept_tangents_resumes(tmp_path, curvature):
   whole, cut = tmp_path / 'whole', tmp_path / 'cut'
@@ -63,6 +65,7 @@ def test_online_learning_with_kept_tangents_resumes(tmp_path, curvature):
   assert rates[-1] > rates[0]  # it starts too low
 
 
+@pytest.mark.thorough
 def test_groups_and_several_hyperparameters(tmp_path):
   fields = {
     **NET,
@@ -92,6 +95,7 @@ def test_groups_and_several_hyperparameters(tmp_path):
   assert {*schedules} == {'head', 'body'}
 
 
+@pytest.mark.thorough
 def test_own_inner_optimizer_and_any_outer_one(tmp_path):
   fields = {
     **NET,
@@ -165,6 +169,7 @@ def test_a_loss_that_is_none_names_the_task(tmp_path, kind, says, estimator):
   assert not workdir.exists()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
   ('config', 'fields'),
   [

@@ -1,17 +1,14 @@
 """The user's own modules and loops, by config alone and by hand."""
 
-import functools
 import json
 import shutil
 import signal
 
-from flax import nnx
-import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 import runs
+import tiers
 import users_code
 
 import metalr_flax
@@ -80,6 +77,7 @@ def test_batch_norm_averages_move_in_the_inner_loop_alone(trained):
   assert drawn == 60 * 7
 
 
+@pytest.mark.thorough
 def test_bfloat16_weights_train_save_and_resume(tmp_path):
   whole, cut = tmp_path / 'whole', tmp_path / 'cut'
   half = {
@@ -97,13 +95,10 @@ def test_bfloat16_weights_train_save_and_resume(tmp_path):
 
 def test_load_of_a_run_that_is_not_finished(tmp_path):
   """Its schedule ends where its newest checkpoint does."""
-  process = runs.start(tmp_path, num_outer_steps=10**6, checkpoint_every=1000)
-  for line in process.stdout:
-    if line.startswith('step'):
-      process.terminate()
-      break
-  process.communicate(timeout=60)
-  assert process.returncode == 75
+  fields = {'num_outer_steps': 10**6, 'checkpoint_every': 1000}
+  with runs.training(tmp_path, **fields) as process:
+    stderr = runs.stop_at(process, 'step')
+  assert process.returncode == 75, stderr
   rates = metrics_csv.read(tmp_path / 'metrics.csv')[
     'hyperparams/learning_rate'
   ]
@@ -112,6 +107,7 @@ def test_load_of_a_run_that_is_not_finished(tmp_path):
   assert float(schedule(10**9)) == rates[-1]
 
 
+@pytest.mark.thorough
 def test_stopped_twice_before_the_first_step(tmp_path):
   """Both times the state is saved and the status says so."""
   stop = runs.interrupts.StopRequest()
@@ -145,6 +141,7 @@ def test_divergence_names_the_step_and_the_checkpoint(tmp_path):
   assert len(runs.rows(tmp_path)) == step - 1
 
 
+@pytest.mark.thorough
 def test_duck_typed_task(tmp_path):
   own = {'task__name': 'users_code:Bare', 'task__kwargs': {}}
   runs.run_here(tmp_path, **{**FIELDS, **own, 'num_outer_steps': 5})
@@ -206,49 +203,12 @@ def test_code_that_ends_the_program_is_an_error(
   assert not workdir.exists()
 
 
-def test_own_loop_over_the_pure_functions():
-  """What docs/own_loop.md shows."""
-  task = users_code.Plane(32, slopes=(2.0, -1.0))
-  parts = metalr_flax.split(users_code.Net(16, rngs=nnx.Rngs(0)))
-  problem = metalr_flax.Problem(
-    loss_fn=metalr_flax.make_loss_fn(parts.train, task.loss),
-    meta_loss_fn=metalr_flax.make_loss_fn(parts.meta, task.loss),
-    next_batch=task.next,
-    next_meta_batch=task.next_meta,
-    tx=metalr_flax.make_injected(
-      'rmsprop', {'learning_rate': 1e-3}, ['learning_rate']
-    ),
-    bijections={'learning_rate': 'sigmoid'},
-    unroll_length=5,
-  )
-  meta_tx = optax.adam(0.05)
-  state = metalr_flax.init_state(
-    problem,
-    params=parts.params,
-    model_state=parts.model_state,
-    data_state=task.init(jax.random.key(0)),
-    hyperparams={'learning_rate': 1e-3},
-    meta_tx=meta_tx,
-  )
-  step = jax.jit(
-    functools.partial(metalr_flax.outer_step, problem=problem, meta_tx=meta_tx)
-  )
-  first = None
-  for _ in range(40):
-    state, metrics = step(state)
-    first = metrics if first is None else first
-  assert step._cache_size() == 1
-  assert metrics['train/loss'] < 0.5 * first['train/loss']
-  assert metrics['hyperparams/learning_rate'] > 2e-3  # it had begun too low
-  model = parts.eval.merge(state.params, state.model_state)
-  assert model(jnp.ones((4, 2))).shape == (4,)
-
-
 def test_load_refuses_what_is_no_run(tmp_path):
   with pytest.raises(errors.WorkdirError, match=r'config\.json'):
     metalr_flax.load(tmp_path)
 
 
+@pytest.mark.thorough
 def test_weak_types_masks_and_small_integers_resume_bit_exactly(tmp_path):
   whole, cut = tmp_path / 'whole', tmp_path / 'cut'
   fields = {**FIELDS, 'model__name': 'users_code:Weak', 'model__kwargs': {}}
@@ -289,6 +249,7 @@ def test_what_could_not_be_saved_is_refused_before_the_run(
   assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.thorough
 def test_a_name_with_dots_resumes(tmp_path):
   kwargs = {'name': 'c.d/e'}
   fields = {
@@ -301,8 +262,11 @@ def test_a_name_with_dots_resumes(tmp_path):
   assert not list(tmp_path.glob('state/*damaged*'))
 
 
-@pytest.mark.parametrize(
-  'name', ['noisy_sgd', 'optimistic_adam_v2', 'optimistic_gradient_descent']
+@pytest.mark.thorough
+@tiers.parametrize(
+  'name',
+  ['noisy_sgd', 'optimistic_adam_v2', 'optimistic_gradient_descent'],
+  ['optimistic_adam_v2'],
 )
 @pytest.mark.filterwarnings('ignore:Specifying a key')  # optax, of its default
 def test_optimizers_with_keys_and_flags_in_their_state_resume(tmp_path, name):

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import tiers
 
 import metalr_flax
 from metalr_flax.tuning import factors
@@ -49,7 +50,7 @@ def final_losses(name, learned):
   return jax.jit(jax.vmap(run))(jax.random.split(jax.random.key(0), 8))
 
 
-@pytest.mark.parametrize('name', INNER)
+@tiers.parametrize('name', INNER, ['momentum'])
 def test_learned_with_the_rate_it_is_no_worse_than_the_rate_alone(name):
   alone, _ = final_losses(name, tuple(RATE.items()))
   both = (*RATE.items(), (name, 'one_minus_log'))

@@ -10,6 +10,8 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
+import references
+import tiers
 
 import metalr_flax
 from metalr_flax.tuning import factors
@@ -23,6 +25,8 @@ OPTIMIZERS = {
   'adam': optax.adam,
   'adamw': optax.adamw,
 }
+# The others do the same in the same lines; SGD has tests of its own below.
+by_optimizer = tiers.parametrize('name', OPTIMIZERS, ['adam'])
 
 
 def injected(name='adam', rate=1e-3, **arguments):
@@ -67,16 +71,48 @@ def tuned(name):
 def train(tx, params, data, steps=50, state=None, first=0):
   """A bare optax loop, as one scan."""
   state = tx.init(params) if state is None else state
+  return loop(tx, steps)(params, state, data, first)
 
-  def body(carry, step):
-    params, state = carry
-    loss, grads = jax.value_and_grad(loss_fn)(params, batch_at(data, step))
-    updates, state = tx.update(grads, state, params)
-    return (optax.apply_updates(params, updates), state), loss
 
-  scan = jax.jit(lambda c: jax.lax.scan(body, c, first + jnp.arange(steps)))
-  (params, state), losses = scan((params, state))
-  return params, state, losses
+@functools.cache
+def loop(tx, steps):
+  @jax.jit
+  def run(params, state, data, first):
+    def body(carry, step):
+      params, state = carry
+      loss, grads = jax.value_and_grad(loss_fn)(params, batch_at(data, step))
+      updates, state = tx.update(grads, state, params)
+      return (optax.apply_updates(params, updates), state), loss
+
+    carry, numbers = (params, state), first + jnp.arange(steps)
+    carry, losses = jax.lax.scan(body, carry, numbers)
+    return *carry, losses
+
+  return run
+
+
+@pytest.fixture(scope='module')
+def trained(params, data):
+  """`(name, steps) -> (params, state)`: trained once for all tests."""
+
+  @functools.cache
+  def compiled(name):
+    @jax.jit
+    def step(params, state, number):
+      grads = jax.grad(loss_fn)(params, batch_at(data, number))
+      updates, state = tuned(name).update(grads, state, params)
+      return optax.apply_updates(params, updates), state
+
+    return step
+
+  @functools.cache
+  def after(name, steps):
+    now, state = params, tuned(name).init(params)
+    for number in range(steps):
+      now, state = compiled(name)(now, state, number)
+    return now, state
+
+  return after
 
 
 def assert_same_bits(one, other):
@@ -85,7 +121,7 @@ def assert_same_bits(one, other):
     assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
 
 
-@pytest.mark.parametrize('name', OPTIMIZERS)
+@by_optimizer
 @pytest.mark.parametrize(
   'off', [{'learned': {}}, {'meta_tx': optax.set_to_zero()}], ids=['{}', 'zero']
 )
@@ -112,7 +148,7 @@ EXTRA = {
 }
 
 
-@pytest.mark.parametrize('name', OPTIMIZERS)
+@by_optimizer
 def test_names_alone_are_learned_by_the_kind_that_suits_them(name, params):
   start = lambda learned: metalr_flax.self_tuning(
     injected(name, 0.1, **EXTRA.get(name, {})), learned=learned
@@ -121,7 +157,7 @@ def test_names_alone_are_learned_by_the_kind_that_suits_them(name, params):
   assert factors.with_kinds(LEARNED[name].keys()) == LEARNED[name]
 
 
-@pytest.mark.parametrize('name', OPTIMIZERS)
+@by_optimizer
 def test_the_tangents_equal_finite_differences(name, x64):
   """Gradients count as constants: a fixed sequence of them, gamma = 1."""
   rng = np.random.default_rng(0)
@@ -134,21 +170,22 @@ def test_the_tangents_equal_finite_differences(name, x64):
     discount=1.0,
   )
 
+  @jax.jit
   def end(eta):
     now, state = params, tx.init(params)._replace(eta=eta)
     for g in grads:
       updates, state = tx.update(g, state, now)
       now = optax.apply_updates(now, updates)
-    return now['w'], state
+    return now['w'], state.tangents
 
   zero = {hyper: jnp.zeros(()) for hyper in LEARNED[name]}
-  _, state = end(zero)
-  for row, hyper in enumerate(sorted(zero)):
-    up, down = (end({**zero, hyper: jnp.asarray(h)})[0] for h in (1e-5, -1e-5))
-    np.testing.assert_allclose(
-      state.tangents[0][row], (up - down) / 2e-5, rtol=1e-6, atol=1e-9
-    )
-    assert np.any(up != down), hyper
+  tangents = end(zero)[1][0]
+  found = references.differences(lambda eta: end(eta)[0], zero)
+  for row, (hyper, difference) in enumerate(
+    zip(sorted(zero), found, strict=True)
+  ):
+    np.testing.assert_allclose(tangents[row], difference, rtol=1e-6, atol=1e-9)
+    assert np.any(difference != 0), hyper
 
 
 def test_eta_moves_along_minus_the_slope(params, data):
@@ -170,7 +207,7 @@ def test_eta_moves_along_minus_the_slope(params, data):
   )
 
 
-@pytest.mark.parametrize('name', OPTIMIZERS)
+@by_optimizer
 def test_a_rate_that_is_too_small_grows_and_the_loss_is_lower(
   name, params, data
 ):
@@ -208,6 +245,7 @@ def test_a_flax_nnx_loop(data):
   assert np.mean(losses[-20:]) < np.mean(losses[:20])
 
 
+@pytest.mark.thorough
 def test_a_flax_train_state_loop(params, data):
   tx = metalr_flax.self_tuning(injected('adam', 1e-5))
   state = train_state.TrainState.create(apply_fn=None, params=params, tx=tx)
@@ -227,21 +265,29 @@ def test_a_flax_train_state_loop(params, data):
     np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
-def test_multi_steps_chain_and_mask(params, data):
-  tx = metalr_flax.self_tuning(injected('adam', 1e-4))
-  every = optax.MultiSteps(tx, every_k_schedule=2)
-  _, state, _ = train(every, params, data, 40)
-  assert int(state.inner_opt_state.step) == 20
-  assert metalr_flax.hyperparams_of(state)['learning_rate'] > 2e-5
-  chained = optax.chain(optax.clip_by_global_norm(1.0), tx)
-  _, state, _ = train(chained, params, data, 40)
-  assert metalr_flax.hyperparams_of(state)['learning_rate'] > 2e-5
-  masked = optax.chain(
+WITHIN = {
+  'MultiSteps': lambda tx: optax.MultiSteps(
+    tx, every_k_schedule=2
+  ).gradient_transformation(),
+  'chain': lambda tx: optax.chain(optax.clip_by_global_norm(1.0), tx),
+  'mask': lambda tx: optax.chain(
     optax.masked(tx, {'a': True, 'b': False}),
     optax.masked(optax.set_to_zero(), {'a': False, 'b': True}),
-  )
-  _, state, _ = train(masked, params, data, 40)
+  ),
+}
+
+
+@tiers.parametrize('within', WITHIN, ['MultiSteps', 'mask'])
+def test_it_learns_within_other_transformations(within, params, data):
+  tx = WITHIN[within](metalr_flax.self_tuning(injected('adam', 1e-4)))
+  _, state, _ = train(tx, params, data, 40)
   assert metalr_flax.hyperparams_of(state)['learning_rate'] > 2e-5
+  if within == 'MultiSteps':
+    assert int(state.inner_opt_state.step) == 20
+
+
+@pytest.mark.thorough
+def test_others_can_be_within_the_inner_optimizer(params, data):
   inside = metalr_flax.self_tuning(
     optax.inject_hyperparams(
       lambda learning_rate: optax.chain(
@@ -253,6 +299,7 @@ def test_multi_steps_chain_and_mask(params, data):
   assert metalr_flax.hyperparams_of(state)['learning_rate'] > 2e-5
 
 
+@pytest.mark.thorough
 def test_bfloat16_parameters(params, data):
   low = jax.tree.map(lambda p: p.astype(jnp.bfloat16), params)
   with pytest.raises(ValueError, match=r'hyperparam_dtype=jnp\.float32'):
@@ -266,18 +313,12 @@ def test_bfloat16_parameters(params, data):
   assert jnp.all(jnp.isfinite(losses))
 
 
+@pytest.mark.thorough
 def test_vmap_over_seeds_equals_one_by_one(params, data):
   tx = metalr_flax.self_tuning(injected('adam', 1e-4))
   many = jax.tree.map(lambda p: jnp.stack([p, 2 * p]), params)
 
-  def run(params):
-    state = tx.init(params)
-    for i in range(3):
-      grads = jax.grad(loss_fn)(params, batch_at(data, i))
-      updates, state = tx.update(grads, state, params)
-      params = optax.apply_updates(params, updates)
-    return params, state
-
+  run = lambda params: train(tx, params, data, 3)[:2]
   batched = jax.vmap(run)(many)
   for i, start in enumerate((params, jax.tree.map(lambda p: 2 * p, params))):
     one = run(start)
@@ -307,7 +348,7 @@ def test_saved_and_restored_in_the_middle_it_is_the_same(
   assert_same_bits(rest[:2], whole[:2])
 
 
-@pytest.mark.parametrize('name', OPTIMIZERS)
+@by_optimizer
 def test_recorded_values_replay_as_a_schedule(name, params, data, tmp_path):
   """The same rates at the same updates: the same run, but for rounding."""
   tx = metalr_flax.self_tuning(injected(name))
@@ -367,16 +408,14 @@ def test_a_slope_that_is_not_finite_does_not_move_meta_tx(params):
   )
 
 
-@pytest.mark.parametrize('rate', [1e-5, 1e-3, 1.0, 100.0, 1e10])
-def test_a_start_above_its_place_is_a_start_from_below(rate, params, data):
+def test_a_start_above_its_place_is_a_start_from_below(params, data):
   """What the user set is forgotten, to the last bit of float32's logarithm."""
-  low = train(
-    metalr_flax.self_tuning(injected('adam', 1e-5)), params, data, 200
+  low, *others = (
+    train(metalr_flax.self_tuning(injected('adam', rate)), params, data, 200)[2]
+    for rate in (1e-5, 1e-3, 1.0, 100.0, 1e10)
   )
-  other = train(
-    metalr_flax.self_tuning(injected('adam', rate)), params, data, 200
-  )
-  np.testing.assert_allclose(low[2], other[2], rtol=1e-2)
+  for losses in others:
+    np.testing.assert_allclose(low, losses, rtol=1e-2)
 
 
 def explode(tx, now, state, data, *, first):
@@ -392,11 +431,11 @@ def explode(tx, now, state, data, *, first):
   return now, state
 
 
-@pytest.mark.parametrize('name', OPTIMIZERS)
-def test_an_explosion_is_undone_and_the_rate_lowered(name, params, data):
+@by_optimizer
+def test_an_explosion_is_undone_and_the_rate_lowered(name, trained, data):
   tx = tuned(name)
-  earlier, _, _ = train(tx, params, data, 57)
-  now, state, _ = train(tx, params, data, 60)
+  earlier, _ = trained(name, 57)
+  now, state = trained(name, 60)
   back, after = explode(tx, now, state, data, first=60)
   assert metalr_flax.counts_of(after) == {'skipped': 1, 'undone': 3}
   # The displacement is of updates 57, 58 and 59.
@@ -423,9 +462,9 @@ def test_an_explosion_is_undone_and_the_rate_lowered(name, params, data):
   assert np.mean(losses[-20:]) < np.mean(losses[:20])
 
 
-def test_one_batch_that_is_too_large_is_left_out(params, data):
+def test_one_batch_that_is_too_large_is_left_out(trained, params, data):
   tx = tuned('adam')
-  now, state, _ = train(tx, params, data, 60)
+  now, state = trained('adam', 60)
   grads = jax.tree.map(lambda p: jnp.full_like(p, 1e6), params)
   updates, after = tx.update(grads, state, now)
   assert not np.any(jax.tree.leaves(updates)[0])
@@ -437,13 +476,13 @@ def test_one_batch_that_is_too_large_is_left_out(params, data):
 
 @pytest.mark.parametrize('where', ['gradient', 'value'])
 @pytest.mark.parametrize('bad', [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize('name', OPTIMIZERS)
+@by_optimizer
 def test_a_batch_that_is_not_finite_costs_nothing(
-  name, bad, where, params, data
+  name, bad, where, trained, data
 ):
   """But its own update: all but the counts stays, bit for bit."""
   tx = tuned(name)
-  now, state, _ = train(tx, params, data, 60)
+  now, state = trained(name, 60)
   grads = jax.grad(loss_fn)(now, batch_at(data, 60))
   value = jnp.asarray(1.0)
   if where == 'gradient':
@@ -515,12 +554,12 @@ def _through(bad, marks, params, data):
 
 @pytest.mark.parametrize('then', ['fine', 'bad'])
 def test_ten_in_a_row_that_are_not_finite_put_the_parameters_to_the_test(
-  then, params, data
+  then, trained, params, data
 ):
   """The last updates are undone; the rate falls only if that mends it."""
   tx = tuned('sgd')
-  earlier, _, _ = train(tx, params, data, 57)
-  now, state, _ = train(tx, params, data, 60)
+  earlier, _ = trained('sgd', 57)
+  now, state = trained('sgd', 60)
   rate = metalr_flax.hyperparams_of(state)['learning_rate']
   nan = jax.tree.map(lambda p: jnp.full_like(p, np.nan), params)
   count = guard.PATIENCE + (then == 'bad')
@@ -537,9 +576,9 @@ def test_ten_in_a_row_that_are_not_finite_put_the_parameters_to_the_test(
   assert share < 0.11 if then == 'fine' else share > 0.85
 
 
-def test_a_rate_that_was_lowered_comes_back(params, data):
+def test_a_rate_that_was_lowered_comes_back(trained, data):
   tx = tuned('adam')
-  now, state, _ = train(tx, params, data, 200)
+  now, state = trained('adam', 200)
   rate = metalr_flax.hyperparams_of(state)['learning_rate']
   now, state = explode(tx, now, state, data, first=200)
   now, state, _ = train(tx, now, data, 1, state=state, first=202)
@@ -548,9 +587,9 @@ def test_a_rate_that_was_lowered_comes_back(params, data):
   assert metalr_flax.hyperparams_of(state)['learning_rate'] > 0.25 * rate
 
 
-def test_gradients_whose_squares_overflow_are_not_finite(params, data):
+def test_gradients_whose_squares_overflow_are_not_finite(trained, params):
   tx = tuned('sgd')
-  now, state, _ = train(tx, params, data, 60)
+  now, state = trained('sgd', 60)
   huge = jax.tree.map(lambda p: jnp.full_like(p, 1e30), params)
   for _ in range(guard.PATIENCE):
     _, state = tx.update(huge, state, now)
@@ -635,6 +674,7 @@ def descent(params):
   return jax.tree.map(jnp.conj, grads)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize('start', STARTS)
 @pytest.mark.parametrize('name', ['sgd', 'adam'])
 def test_parameters_are_taken_as_plain_optax_takes_them(name, start):
@@ -653,8 +693,8 @@ def test_parameters_are_taken_as_plain_optax_takes_them(name, start):
   assert rate > 1.2e-5 or not STARTS[start]
 
 
-@pytest.mark.parametrize('start', ['complex', 'lookahead'])
-@pytest.mark.parametrize('name', OPTIMIZERS)
+@tiers.parametrize('start', ['complex', 'lookahead'], ['complex'])
+@by_optimizer
 def test_the_slope_equals_finite_differences(name, start, x64):
   """That of the loss after one update, met by the second."""
   wide = lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float64))
@@ -663,20 +703,24 @@ def test_the_slope_equals_finite_differences(name, start, x64):
     injected_into(params, name), meta_tx=optax.sgd(1.0), discount=1.0
   )
 
+  @jax.jit
   def after(eta):
     state = tx.init(params)._replace(eta={'learning_rate': jnp.asarray(eta)})
     updates, state = tx.update(descent(params), state, params)
     return optax.apply_updates(params, updates), state
 
-  up, down = (
-    distance(getattr(now, 'fast', now)) for now, _ in map(after, (1e-5, -1e-5))
-  )
+  def loss_after(eta):
+    now, _ = after(eta)
+    return distance(getattr(now, 'fast', now))
+
   now, state = after(0.0)
   _, state = tx.update(descent(now), state, now)
   slope = -state.eta['learning_rate']
-  np.testing.assert_allclose(slope, (up - down) / 2e-5, rtol=1e-6)
+  difference = references.central_difference(loss_after)
+  np.testing.assert_allclose(slope, difference, rtol=1e-6)
 
 
+@pytest.mark.thorough
 def test_lookahead_with_groups():
   parts = {'x': injected(rate=0.1), 'y': injected(rate=0.1)}
   labels = {'w': 'x', 'v': 'y'}
@@ -699,6 +743,7 @@ AROUND = {
   'apply_if_finite': lambda tx: optax.apply_if_finite(tx, 3),
   'MultiSteps': lambda tx: optax.MultiSteps(tx, 2).gradient_transformation(),
 }
+by_surroundings = tiers.parametrize('around', AROUND, ['alone', 'chain'])
 
 
 def grouped(name='sgd'):
@@ -706,8 +751,8 @@ def grouped(name='sgd'):
   return metalr_flax.make_grouped(factory, {'learning_rate': 0.1}, (), GROUPS)
 
 
-@pytest.mark.parametrize('name', ['sgd', 'adam'])
-@pytest.mark.parametrize('around', AROUND)
+@tiers.parametrize('name', ['sgd', 'adam'], ['sgd'])
+@by_surroundings
 @pytest.mark.parametrize(
   ('labels', 'part'),
   [
@@ -730,7 +775,7 @@ def test_labels_other_than_the_optimizers_are_refused(
   assert '\n' not in str(caught.value)
 
 
-@pytest.mark.parametrize('around', AROUND)
+@by_surroundings
 def test_one_injected_optimizer_is_found_inside_of_others(around, params):
   """Beside another with other hyperparameters, too."""
   decay = optax.inject_hyperparams(optax.add_decayed_weights)(0.1)
@@ -770,7 +815,7 @@ def types_of(tree):
   return [(x.shape, x.dtype, x.weak_type) for x in jax.tree.leaves(tree)]
 
 
-@pytest.mark.parametrize('name', OPTIMIZERS)
+@by_optimizer
 @pytest.mark.parametrize('dtype', [jnp.float32, jnp.float64])
 @pytest.mark.parametrize(
   'more',
@@ -872,12 +917,16 @@ def test_groups_by_prefix_frozen_and_unused(params, data):
   }
   tx = metalr_flax.self_tuning(optax.partition(parts, labels), labels=labels)
   now, state = nested, tx.init(nested)
-  for step in range(100):
-    grads = jax.grad(lambda p, s=step: loss_fn(p['one'], batch_at(data, s)))(
-      now
-    )
+
+  @jax.jit
+  def step(now, state, number):
+    batch = batch_at(data, number)
+    grads = jax.grad(lambda p: loss_fn(p['one'], batch))(now)
     updates, state = tx.update(grads, state, now)
-    now = optax.apply_updates(now, updates)
+    return optax.apply_updates(now, updates), state
+
+  for number in range(100):
+    now, state = step(now, state, number)
   assert metalr_flax.hyperparams_of(state)['learning_rate/first'] > 1e-4
   assert not np.any(now['two'])
 

@@ -2,9 +2,6 @@
 
 import os
 import pathlib
-import signal
-import subprocess
-import sys
 
 import pytest
 import runs
@@ -91,25 +88,15 @@ def test_a_path_too_long_for_a_checkpoint_is_refused(tmp_path):
     folder_lib.check_writable(path)
 
 
+@pytest.mark.thorough
 def test_stopped_resumed_and_loaded(tmp_path):
   """The real program, in such a folder and with such a workdir."""
   folder = tmp_path / 'runs[1]'
   folder.mkdir()
   argv = runs.command('lr[0.1]*?', num_outer_steps=10**6, checkpoint_every=500)
-  command = [sys.executable, '-m', 'metalr_flax.main', *argv]
-  process = subprocess.Popen(
-    command,
-    cwd=folder,
-    env=runs.environment(),
-    stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE,
-    text=True,
-  )
-  for line in process.stdout:
-    if line.startswith('step '):
-      process.send_signal(signal.SIGTERM)
-      break
-  _, stderr = process.communicate(timeout=120)
+  command = ['-m', 'metalr_flax.main', *argv]
+  with runs.started(command, cwd=folder) as process:
+    stderr = runs.stop_at(process, 'step ')
   assert process.returncode == 75, stderr
   assert 'state saved in lr[0.1]*?' in stderr
   workdir = folder / 'lr[0.1]*?'

@@ -285,6 +285,7 @@ def test_no_manifest_ends_in_another_exception(
   assert len(lines) <= 1
 
 
+@pytest.mark.thorough
 def test_a_record_without_its_sizes_is_refused(workdir):
   (step,) = (workdir / 'state').iterdir()
   content = signed(step)
