@@ -1,6 +1,7 @@
 """Functions as the operations that they trace to (jaxprs).
 
-`with_rule` runs a function with some operations exchanged for others.
+`with_rule` runs a function with some operations exchanged for others, and
+`with_outputs` with other outputs.
 `find_reached` finds which inputs each output depends on; of a function's
 derivative (`trace_derivative`) that is what each output moves with.
 """
@@ -44,6 +45,45 @@ def with_rule(
     leaves = _evaluate(
       closed.jaxpr, closed.consts, jax.tree.leaves(args), make_rule()
     )
+    return jax.tree.unflatten(jax.tree.structure(shape), leaves)
+
+  return replayed
+
+
+def with_outputs(
+  function: Callable[..., Any], replace: Callable[[int, Any], Any]
+) -> Callable[..., Any]:
+  """Returns `function` with outputs replaced before anything reads them.
+
+  Args:
+    function: of pytrees of arrays.
+    replace: from a place among the leaves of the result and what is computed
+      there, to what takes its place: of the same shape and dtype.
+
+  Returns:
+    A function of the same arguments and result. What it computes from one of
+    its outputs, it computes from what took that one's place.
+  """
+
+  def replayed(*args: Any) -> Any:
+    closed, shape = jax.make_jaxpr(function, return_shape=True)(*args)
+    jaxpr = closed.jaxpr
+    made = {var for eqn in jaxpr.eqns for var in eqn.outvars}
+    places: dict[Any, int] = {}
+    for place, atom in enumerate(jaxpr.outvars):
+      if not isinstance(atom, core.Literal) and atom in made:
+        places.setdefault(atom, place)
+    change = lambda var, value: (
+      replace(places[var], value) if var in places else value
+    )
+    leaves = _evaluate(
+      jaxpr, closed.consts, jax.tree.leaves(args), lambda *_: None, change
+    )
+    done = {*places.values()}
+    leaves = [
+      leaf if place in done else replace(place, leaf)
+      for place, leaf in enumerate(leaves)
+    ]
     return jax.tree.unflatten(jax.tree.structure(shape), leaves)
 
   return replayed
@@ -169,7 +209,11 @@ def _union(marks: Sequence[frozenset]) -> frozenset:
 
 
 def _evaluate(
-  jaxpr: Any, consts: Sequence[Any], args: Sequence[Any], rule: Rule
+  jaxpr: Any,
+  consts: Sequence[Any],
+  args: Sequence[Any],
+  rule: Rule,
+  change: Callable[[Any, Any], Any] = lambda _, value: value,
 ) -> list[Any]:
   values = dict(zip(jaxpr.constvars, consts, strict=True))
   values |= dict(zip(jaxpr.invars, args, strict=True))
@@ -181,6 +225,7 @@ def _evaluate(
     # What surrounded the operation: the random generator's kind, a mesh, ...
     with eqn.ctx.manager:
       outs = _apply(eqn, [read(v) for v in eqn.invars], rule)
+    outs = [*map(change, eqn.outvars, outs)]
     values |= dict(zip(eqn.outvars, outs, strict=True))
   return [read(v) for v in jaxpr.outvars]
 

@@ -154,22 +154,29 @@ class Tuner:
     slopes, quick = self._find_slopes(grads, state, params)
     eta, steering = self._steer(slopes, quick, state, verdict.back, restart)
     gamma = steering_lib.long_discount(state.meta_opt_state)
+    gamma = jnp.where(verdict.skip, 1, gamma)
     before, state = state, self._restarted(state, restart, params)
     tangents = jax.tree.map(lambda z: gamma * z, state.tangents)
-    updates, opt_state, dots = self._push(grads, state, params, eta, tangents)
+    (opt_state, state_dots), (updates, dots) = self._push_unless(
+      verdict.skip, before, grads, state, params, eta, tangents
+    )
     none = verdict.skip | verdict.back
     updates, dots = select.zero_where(none, (updates, dots))
     displacement = displacement_lib.add(
       select.zero_where(verdict.landmark & ~none, state.displacement), updates
     )
+    eta, steering, step = select.where(
+      verdict.skip,
+      (before.eta, before.meta_opt_state, before.step),
+      (eta, steering, optax.safe_increment(state.step)),
+    )
     after = state._replace(
       opt_state=opt_state,
       eta=eta,
       meta_opt_state=steering,
-      tangents=online.advance(tangents, dots, params),
-      step=optax.safe_increment(state.step),
+      tangents=online.advance(tangents, (*dots, *state_dots), params),
+      step=step,
     )
-    after = select.where(verdict.skip, before, after)
     undone = select.zero_where(~verdict.back, displacement)
     return displacement_lib.subtract(updates, undone), after._replace(
       displacement=select.zero_where(verdict.back, displacement), guard=guard
@@ -274,6 +281,31 @@ class Tuner:
       return self._inner_update(inner, eta, grads, state.base, state.step)
 
     return online.push_update(update, params, state.opt_state, eta, tangents)
+
+  def _push_unless(
+    self,
+    skip: jax.Array,
+    before: SelfTuningState,
+    grads: PyTree,
+    state: SelfTuningState,
+    params: PyTree,
+    eta: Eta,
+    tangents: Tangents,
+  ) -> tuple[tuple[optax.OptState, Tangents], tuple[PyTree, Tangents]]:
+    """As `_push`, but the optimizer's state is that of `before` where `skip`.
+
+    Returns:
+      The state and its tangents; the updates and theirs, of no use where
+      nothing is updated.
+    """
+    count = len(jax.tree.leaves(params))
+
+    def push() -> tuple[tuple, tuple]:
+      updates, opt_state, dots = self._push(grads, state, params, eta, tangents)
+      return (opt_state, dots[count:]), (updates, dots[:count])
+
+    old = before.opt_state, before.tangents[count:]
+    return select.held_where(skip, old, push)
 
   def _inner_update(
     self,

@@ -33,3 +33,16 @@ def test_calls_and_branches_are_looked_into_and_loops_join():
   both = {'a', 'b'}
   found = reached(function, a=1.0, b=2.0)
   assert found == [{'b'}, {'a'}, {'b'}, {'a'}, both, both]
+
+
+def test_what_is_computed_from_an_output_reads_what_took_its_place():
+  def function(x):
+    doubled = 2 * x
+    return doubled, doubled + 1, x, doubled, 7.0
+
+  replace = lambda place, value: value if place in (1, 3) else value + 100
+  replaced = jaxprs.with_outputs(function, replace)
+  assert replaced(jnp.float32(1)) == (102, 103, 101, 102, 107)
+  assert jax.jit(jaxprs.with_outputs(function, lambda _, v: v))(1.0) == (
+    2, 3, 1, 2, 7,
+  )  # fmt: skip
