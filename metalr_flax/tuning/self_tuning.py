@@ -40,6 +40,7 @@ def self_tuning(
   the learning rate, if learned, is lowered for a while. optax's extra argument
   `value=`, the loss, is watched as well where it is given. The inner optimizer
   sees no extra arguments.
+
   Gradients of complex parameters are given as optax wants them, the conjugate
   of what `jax.grad` returns.
 

@@ -71,6 +71,11 @@ def plot_run(
   for axes in panels:
     axes.grid(True, which='both', alpha=0.25)
   panels[-1].set_xlabel('inner updates')
+  return _write(path, canvas)
+
+
+def _write(path: pathlib.Path, canvas: Any) -> np.ndarray:
+  """Writes a canvas as a PNG file; returns its pixels."""
   canvas.draw()
   pixels = np.asarray(canvas.buffer_rgba())
   png = io.BytesIO()

@@ -17,7 +17,8 @@ from metalr_flax.workdir import saving
 
 # Orbax's other reads are left behind when one has failed.
 pytestmark = pytest.mark.filterwarnings(
-  'ignore::pytest.PytestUnraisableExceptionWarning'
+  'ignore:Exception ignored in. (<coroutine object _read_array_index|None)'
+  ':pytest.PytestUnraisableExceptionWarning'
 )
 
 
