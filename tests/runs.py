@@ -6,6 +6,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import threading
 
 import jax
 import numpy as np
@@ -49,9 +50,13 @@ def environment():
   return {**os.environ, 'PYTHONPATH': os.pathsep.join(paths).rstrip(':')}
 
 
+# Seconds after which a process hangs, however slow the machine.
+LIMIT = 1800
+
+
 @contextlib.contextmanager
 def started(argv, **options):
-  """A Python process, killed at the block's end if it has not ended by then."""
+  """A Python process, killed at the block's end or after LIMIT."""
   options = {
     'stdout': subprocess.PIPE,
     'stderr': subprocess.PIPE,
@@ -61,9 +66,12 @@ def started(argv, **options):
     **options,
   }
   with subprocess.Popen([sys.executable, *argv], **options) as process:
+    limit = threading.Timer(LIMIT, process.kill)
+    limit.start()
     try:
       yield process
     finally:
+      limit.cancel()
       process.kill()
 
 

@@ -48,6 +48,7 @@ def run(argv, cwd, *first):
     },
     capture_output=True,
     text=True,
+    timeout=runs.LIMIT,
     check=False,
   )
 

@@ -19,6 +19,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from metalr_flax.tuning import select
+
 PyTree = Any
 EXCESS = 10.0  # times the mark: too high
 RAISE = 3.0  # times the mark, after an explosion
@@ -169,12 +171,8 @@ def _updated(
   factor = jnp.where(verdict.back, RAISE, RAISE_BATCH)
   kept = old._replace(mark=jnp.where(over, factor * old.mark, old.mark))
   again = kept._replace(level=old.mark, due=step.astype(jnp.float32) + MIN_AGE)
-  after = _where(verdict.back, again, calm)
-  return _where(verdict.skip, kept, after)
-
-
-def _where(condition: jax.Array, one: Levels, other: Levels) -> Levels:
-  return jax.tree.map(lambda a, b: jnp.where(condition, a, b), one, other)
+  after = select.where(verdict.back, again, calm)
+  return select.where(verdict.skip, kept, after)
 
 
 def _seen(

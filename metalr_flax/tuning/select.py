@@ -32,7 +32,7 @@ def held_where(
 
   Args:
     condition: boolean scalar.
-    old: a tree of `new`'s structure, shapes and dtypes.
+    old: a tree of `new`'s structure and shapes; taken in `new`'s dtypes.
     function: returns `(new, rest)`, pytrees of arrays.
 
   Returns:
@@ -43,6 +43,6 @@ def held_where(
   def replace(place: int, value: jax.Array) -> jax.Array:
     if place >= len(leaves):
       return value
-    return jnp.where(condition, leaves[place], value)
+    return jnp.where(condition, leaves[place].astype(value.dtype), value)
 
   return jaxprs.with_outputs(function, replace)()

@@ -113,7 +113,7 @@ def _ends(
 def _with_last(columns: Columns, evaluation: Mapping[str, float]) -> Columns:
   """The columns with the final evaluation in their last row."""
   last = evaluation.get('eval/loss')
-  if last is None or not len(columns['inner_step']):
+  if last is None or not len(columns.get('eval/loss', ())):
     return columns
   evaluated = columns['eval/loss'].copy()
   evaluated[-1] = last

@@ -116,6 +116,8 @@ MUTANTS = [
   Mutant('a lowered rate does not come back', 'tuning/steering', 'jnp.minimum(moves, 0) - brake, moves + paid)', 'jnp.minimum(moves, 0) - brake, moves)', 'tests/tuning/test_tuning.py::test_a_rate_that_was_lowered_comes_back'),
   Mutant('a decay rate may remember more than was seen', 'tuning/factors', 'jnp.maximum(1 / (MEMORY_SHARE * age + 1), LEAST)', 'jnp.maximum(0 * age, LEAST)', 'tests/tuning/test_learned_decay_rates.py'),
   Mutant('the brake leaves the other hyperparameters alone', 'tuning/steering', '  others = OTHERS_SHARE * moves - jnp.max(brake) * eta\n', '  others = OTHERS_SHARE * moves\n', 'tests/tuning/test_steering.py'),
+  Mutant('a skipped update changes the state', 'tuning/select', 'jnp.where(condition, leaves[place].astype(value.dtype), value)', 'value', 'tests/tuning/test_tuning.py::test_a_batch_that_is_not_finite_costs_nothing'),
+  Mutant('a later signal does not stop', 'interrupts', '_SAME_SECS = 0.3', '_SAME_SECS = 30.0', f'{T}test_kills.py::test_a_signal_delivered_twice_is_one'),
   Mutant('the rest of a save makes a workdir foreign', 'workdir/folder', '  if name == STATE:', '  if False:', 'tests/test_main_errors.py::test_empty_and_interrupted_workdirs_are_fine'),
 ]  # fmt: skip
 

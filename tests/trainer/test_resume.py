@@ -56,8 +56,9 @@ def test_rows_after_the_checkpoint_are_written_again(once, tmp_path):
 
 
 @pytest.mark.thorough
-def test_digits_resumed_off_every_cadence(tmp_path):
-  """In processes of their own."""
+def test_digits_resumed_off_every_cadence(tmp_path, monkeypatch):
+  """In processes of their own, each of which compiles it anew."""
+  monkeypatch.setenv('JAX_ENABLE_COMPILATION_CACHE', 'false')
   whole, cut = tmp_path / 'whole', tmp_path / 'cut'
   cadences = {'log_every': 7, 'eval_every': 20, 'checkpoint_every': 30}
   runs.run_here(whole, 'digits_mlp', num_outer_steps=100, **cadences)

@@ -1,14 +1,17 @@
 """The user's own modules and loops, by config alone and by hand."""
 
+import functools
 import json
 import shutil
 import signal
 
+from flax import nnx
+import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import runs
-import tiers
 import users_code
 
 import metalr_flax
@@ -203,6 +206,45 @@ def test_code_that_ends_the_program_is_an_error(
   assert not workdir.exists()
 
 
+@pytest.mark.thorough
+def test_own_loop_over_the_pure_functions():
+  """As docs/own_loop.md has it, which tests/test_docs.py runs."""
+  task = users_code.Plane(32, slopes=(2.0, -1.0))
+  parts = metalr_flax.split(users_code.Net(16, rngs=nnx.Rngs(0)))
+  problem = metalr_flax.Problem(
+    loss_fn=metalr_flax.make_loss_fn(parts.train, task.loss),
+    meta_loss_fn=metalr_flax.make_loss_fn(parts.meta, task.loss),
+    next_batch=task.next,
+    next_meta_batch=task.next_meta,
+    tx=metalr_flax.make_injected(
+      'rmsprop', {'learning_rate': 1e-3}, ['learning_rate']
+    ),
+    bijections={'learning_rate': 'sigmoid'},
+    unroll_length=5,
+  )
+  meta_tx = optax.adam(0.05)
+  state = metalr_flax.init_state(
+    problem,
+    params=parts.params,
+    model_state=parts.model_state,
+    data_state=task.init(jax.random.key(0)),
+    hyperparams={'learning_rate': 1e-3},
+    meta_tx=meta_tx,
+  )
+  step = jax.jit(
+    functools.partial(metalr_flax.outer_step, problem=problem, meta_tx=meta_tx)
+  )
+  first = None
+  for _ in range(40):
+    state, metrics = step(state)
+    first = metrics if first is None else first
+  assert step._cache_size() == 1
+  assert metrics['train/loss'] < 0.5 * first['train/loss']
+  assert metrics['hyperparams/learning_rate'] > 2e-3  # it had begun too low
+  model = parts.eval.merge(state.params, state.model_state)
+  assert model(jnp.ones((4, 2))).shape == (4,)
+
+
 def test_load_refuses_what_is_no_run(tmp_path):
   with pytest.raises(errors.WorkdirError, match=r'config\.json'):
     metalr_flax.load(tmp_path)
@@ -263,10 +305,8 @@ def test_a_name_with_dots_resumes(tmp_path):
 
 
 @pytest.mark.thorough
-@tiers.parametrize(
-  'name',
-  ['noisy_sgd', 'optimistic_adam_v2', 'optimistic_gradient_descent'],
-  ['optimistic_adam_v2'],
+@pytest.mark.parametrize(
+  'name', ['noisy_sgd', 'optimistic_adam_v2', 'optimistic_gradient_descent']
 )
 @pytest.mark.filterwarnings('ignore:Specifying a key')  # optax, of its default
 def test_optimizers_with_keys_and_flags_in_their_state_resume(tmp_path, name):

@@ -1021,3 +1021,25 @@ def test_a_step_copies_no_state_to_be_able_to_skip_it(name):
   extra = held(metalr_flax.self_tuning(inner)) - held(inner)
   trees = extra / sum(p.nbytes for p in params.values())
   assert trees < 2 + slots + 0.5
+
+
+@pytest.mark.thorough
+def test_a_state_of_16_bits_is_kept_where_a_batch_is_skipped(params, data):
+  """Its tangents are float32, and two hyperparameters move it."""
+  inner = optax.inject_hyperparams(
+    lambda learning_rate, b1: optax.adam(
+      learning_rate, b1, mu_dtype=jnp.bfloat16
+    )
+  )(learning_rate=1e-3, b1=0.9)
+  tx = metalr_flax.self_tuning(inner, learned=['learning_rate', 'b1'])
+  now, state, losses = train(tx, params, data, 20)
+  assert losses[-1] < losses[0]
+  nan = jax.tree.map(lambda p: jnp.full_like(p, jnp.nan), now)
+  updates, after = jax.jit(tx.update)(nan, state, now)
+  assert not any(jnp.any(u) for u in jax.tree.leaves(updates))
+  for name in ('opt_state', 'tangents', 'eta', 'displacement'):
+    for a, b in zip(
+      *map(jax.tree.leaves, (getattr(state, name), getattr(after, name))),
+      strict=True,
+    ):
+      np.testing.assert_array_equal(a, b)

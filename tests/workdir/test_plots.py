@@ -29,7 +29,11 @@ def schedules(count, *names):
 @pytest.mark.parametrize(
   'names', [(), ('learning_rate',), tuple('abcdefghijklmn')]
 )
-def test_a_run_of_any_length_has_a_picture(tmp_path, count, names):
+def test_a_run_of_any_length_has_a_picture(tmp_path, monkeypatch, count, names):
+  drawn, write = [], plots._write
+  monkeypatch.setattr(
+    plots, '_write', lambda *args: (drawn.append(args[1]), write(*args))[1]
+  )
   pixels = plots.plot_run(
     tmp_path / 'plot.png',
     optimizer='Adam',
@@ -41,6 +45,16 @@ def test_a_run_of_any_length_has_a_picture(tmp_path, count, names):
   )
   assert pixels.shape == (720, 960, 4)
   assert (tmp_path / 'plot.png').read_bytes().startswith(b'\x89PNG')
+  *learned, losses, theta = drawn[0].figure.axes
+  words = [name.replace('_', ' ') for name in names]
+  assert [axes.get_ylabel() for axes in learned] == words
+  assert losses.get_ylabel() == 'half squared error'
+  assert theta.get_ylabel() == 'theta'
+  if count:  # the final evaluation, with those of the cadence or alone
+    ends = [
+      line.get_ydata()[-1] for line in losses.lines if len(line.get_ydata())
+    ]
+    assert 3.5 in ends
 
 
 def test_a_loss_stands_below_the_rate_that_made_it():

@@ -33,7 +33,6 @@ RUN = 'reference'
 LOG_EVERY, EVAL_EVERY = 10, 45  # neither divides the other
 PLOT = 'plots/learning_rate'
 KEEP_ALL = {'tensors': 0}
-PATIENCE = 1800  # seconds for what takes a few: a plot that never comes
 
 
 @pytest.fixture(scope='module')
@@ -76,7 +75,9 @@ class Board:
       headers={'Content-Type': 'application/json'},
     )
     no_proxy = urllib.request.ProxyHandler({})
-    with urllib.request.build_opener(no_proxy).open(request) as answer:
+    with urllib.request.build_opener(no_proxy).open(
+      request, timeout=runs.LIMIT
+    ) as answer:
       return answer.read()
 
   def get(self, route, body=None, **query):
@@ -116,7 +117,7 @@ def board(request, workdir, tmp_path_factory):
 
 
 def _wait_for(condition, process, log):
-  deadline = time.monotonic() + PATIENCE
+  deadline = time.monotonic() + runs.LIMIT
   while time.monotonic() < deadline and process.poll() is None:
     if found := condition():
       return found
