@@ -87,6 +87,7 @@ class Servers:
     fired = self.folder / f'{number}.fired'
     if fault:
       fault = {'pattern': f'{workdir}/*', 'fired': str(fired), **fault}
+    output.touch()  # a trial may be killed before it opens it
     base = FIELDS if config == 'digits_mlp' else {}
     order |= {
       'argv': runs.command(workdir, config, **{**base, **(fields or {})}),
