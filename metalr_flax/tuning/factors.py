@@ -1,6 +1,6 @@
 """Learned hyperparameters: the user's values times a factor exp(eta)."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 import functools
 from typing import Any
 
@@ -19,6 +19,10 @@ DECAY_RATES = frozenset(
 LEAST = 1e-6  # of a decay rate, and of 1 minus it
 # Of any other hyperparameter times, or over, what the user set.
 SMALLEST, LARGEST = 1e-30, 1e30
+# Where a hyperparameter starts at most. It grows from there, so what the user
+# set above it does not matter; and from a value too high nothing recovers as
+# well. A learning rate grows e-fold in ten updates.
+STARTS = {'learning_rate': 1e-5, 'weight_decay': 1e-4}
 # Of the updates so far: what a decay rate may remember. Longer, and the slope
 # speaks of a momentum that was never seen at work.
 MEMORY_SHARE = 0.05
@@ -132,6 +136,16 @@ def constrain(base: Values, eta: Values, learned: Mapping[str, str]) -> Values:
   }
 
 
+def lowered(name: str, eta: Values, base: Values) -> Values:
+  """Eta with one hyperparameter at most where it starts, see `STARTS`."""
+  return _bounded(jnp.minimum, name, eta, base)
+
+
+def raised(name: str, eta: Values, base: Values) -> Values:
+  """Eta with one hyperparameter at least where it starts, see `STARTS`."""
+  return _bounded(jnp.maximum, name, eta, base)
+
+
 def clip(
   eta: Values,
   base: Values,
@@ -155,6 +169,19 @@ def clip(
     name: jax.tree.map(functools.partial(within, kind), eta[name], base[name])
     for name, kind in learned.items()
   }
+
+
+def _bounded(choose: Callable, name: str, eta: Values, base: Values) -> Values:
+  """Eta with one hyperparameter chosen of its own value and its start's."""
+
+  def bounded(e: jax.Array, b: jax.Array) -> jax.Array:
+    # What the user set, where that is lower.
+    start = jnp.minimum(0.0, jnp.log(STARTS[name] / b.astype(jnp.float32)))
+    return choose(e, start).astype(e.dtype)
+
+  if name not in eta:
+    return eta
+  return {**eta, name: jax.tree.map(bounded, eta[name], base[name])}
 
 
 def _range(

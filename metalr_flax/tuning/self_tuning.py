@@ -41,6 +41,16 @@ def self_tuning(
   `value=`, the loss, is watched as well where it is given. The inner optimizer
   sees no extra arguments.
 
+  Give `meta_grads=`, the gradient of a batch of held-out data at the same
+  params, and the hyperparameters follow that instead of the training gradient:
+  so a weight decay can be learned,
+
+    optimizer.update(model, grads, meta_grads=held_out_grads)
+
+  At every m-th update is enough; in between they rest. It has the structure,
+  shapes and dtypes of the gradients. docs/self_tuning.md has the recipe for
+  `jax.lax.cond`.
+
   Gradients of complex parameters are given as optax wants them, the conjugate
   of what `jax.grad` returns.
 
@@ -68,14 +78,15 @@ def self_tuning(
     schedule: multiplies the learned learning rate, by the count of updates.
 
   Returns:
-    An optax transformation; its `update` needs params.
+    An optax transformation; its `update` needs params, and takes `value=` and
+    `meta_grads=`.
 
   Raises:
     ValueError: for a name or kind that does not exist; a hyperparameter that is
       a schedule, cannot be learned, moves nothing, or is injected at several
       places of one group; labels of another structure, or of other groups than
       `inner_tx` has; a discount out of range or without `meta_tx`; when called
-      or at `init`.
+      or at `init`. By `update` for `meta_grads` of other shapes.
   """
   kinds = factors.with_kinds(learned)
   _check(inner_tx, kinds, meta_tx, discount, schedule)

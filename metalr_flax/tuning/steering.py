@@ -20,6 +20,13 @@ Other hyperparameters move by the long slope alone, at a third of the pace:
 without the Hessian their slope says too much, above all that of a momentum.
 Where the rate is past what is stable they return towards what the user set.
 
+A weight decay that follows held-out data moves at the whole pace, and while it
+grows the rate does not fall: both would end the overfitting, but at a rate near
+0 nothing is learned any more.
+
+Held-out slopes may come at some updates only. One that comes after n updates
+without counts as n, in the average and in the move.
+
 docs/self_tuning.md says what else was tried.
 """
 
@@ -29,6 +36,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+
+from metalr_flax.tuning import select
 
 # Of the long slope: its window has a share of 1 of the updates so far.
 MIN_WINDOW = 10.0
@@ -69,21 +78,22 @@ class Steering(NamedTuple):
     long: averages of the long slopes.
     quick: averages of the quick slopes.
     time: updates since the rule began, int32 scalar.
+    waited: updates since the last long slope was known, int32 scalar.
     owed: what each rate still gets back after an explosion, float32 scalar.
   """
 
   long: Average
   quick: Average
   time: jax.Array
+  waited: jax.Array
   owed: jax.Array
 
 
 def init(count: int) -> Steering:
   """The state before the first update, for `count` etas."""
-  # Two of them, each with arrays of its own: a state is donated.
-  return Steering(
-    _start(count), _start(count), jnp.zeros((), jnp.int32), jnp.zeros(())
-  )
+  # Each with arrays of its own: a state is donated.
+  zero = lambda: jnp.zeros((), jnp.int32)
+  return Steering(_start(count), _start(count), zero(), zero(), jnp.zeros(()))
 
 
 def begin_anew(steering: Steering) -> Steering:
@@ -94,6 +104,11 @@ def begin_anew(steering: Steering) -> Steering:
   """
   fresh = jax.tree.map(jnp.zeros_like, steering)
   return fresh._replace(time=steering.time, owed=jnp.full((), OWED))
+
+
+def begin_long(steering: Steering) -> Steering:
+  """The state where the long slopes are those of another loss from now on."""
+  return steering._replace(long=jax.tree.map(jnp.zeros_like, steering.long))
 
 
 def long_discount(steering: Steering) -> jax.Array:
@@ -107,6 +122,9 @@ def steer(
   quick_slopes: jax.Array,
   is_rate: jax.Array,
   steering: Steering,
+  *,
+  known: jax.typing.ArrayLike = True,
+  regularizes: jax.typing.ArrayLike = False,
 ) -> tuple[jax.Array, Steering]:
   """Computes what to add to each eta.
 
@@ -117,27 +135,57 @@ def steer(
       no learning rate.
     is_rate: whether an eta is a learning rate, bool [n].
     steering: what was remembered.
+    known: whether there are long slopes at this update, boolean scalar; where
+      there are none, eta moves by the quick ones alone.
+    regularizes: whether an eta is a weight decay that follows held-out data,
+      bool [n].
 
   Returns:
     The moves [n], and what to remember.
   """
-  slopes, quick_slopes = _finite(slopes), _finite(quick_slopes)
-  time = steering.time.astype(jnp.float32)
-  averaged = jnp.maximum(AVERAGED_SHARE * time, MIN_AVERAGED)
-  long, trend = _averaged(steering.long, slopes, averaged)
-  quick, alert = _averaged(steering.quick, quick_slopes, QUICK_AVERAGED)
-  moves = -jnp.minimum(MAX_MOVE, PACE / (time + 1)) * trend
+  quick, alert = _averaged(
+    steering.quick, _finite(quick_slopes), 1 / QUICK_AVERAGED
+  )
+  long, moves = _follow(slopes, is_rate, steering, known, regularizes)
   brake = BRAKE * _excess(alert)
   boost = BOOST * _excess(-alert)
-  others = OTHERS_SHARE * moves - jnp.max(brake) * eta
+  others = jnp.where(
+    regularizes, moves, OTHERS_SHARE * moves - jnp.max(brake) * eta
+  )
+  time = steering.time.astype(jnp.float32)
   paid = steering.owed / jnp.maximum(OWED_SHARE * time, MIN_WINDOW)
   paid = jnp.where(jnp.any(brake > 0), 0, paid)
   moves = jnp.where(brake > 0, jnp.minimum(moves, 0) - brake, moves + paid)
   moves = jnp.where(boost > 0, jnp.maximum(moves, boost), moves)
   moves = jnp.where(is_rate, moves, others)
   return moves, Steering(
-    long, quick, optax.safe_increment(steering.time), steering.owed - paid
+    long,
+    quick,
+    optax.safe_increment(steering.time),
+    jnp.where(known, 0, optax.safe_increment(steering.waited)),
+    steering.owed - paid,
   )
+
+
+def _follow(
+  slopes: jax.Array,
+  is_rate: jax.Array,
+  steering: Steering,
+  known: jax.typing.ArrayLike,
+  regularizes: jax.typing.ArrayLike,
+) -> tuple[Average, jax.Array]:
+  """The long slopes' averages, and the moves by them, [n]."""
+  time = steering.time.astype(jnp.float32)
+  elapsed = (steering.waited + 1).astype(jnp.float32)
+  averaged = jnp.maximum(AVERAGED_SHARE * time, MIN_AVERAGED)
+  share = jnp.minimum(elapsed / averaged, 1 / MIN_AVERAGED)
+  long, trend = _averaged(steering.long, _finite(slopes), share)
+  moves = -jnp.minimum(MAX_MOVE, PACE / (time + 1)) * elapsed * trend
+  grows = jnp.max(jnp.where(regularizes, jnp.maximum(-trend, 0), 0))
+  waits = is_rate & (moves < 0)
+  moves = jnp.where(waits, (1 - grows) * moves, moves)
+  known = jnp.asarray(known)
+  return select.where(known, long, steering.long), jnp.where(known, moves, 0)
 
 
 def _finite(slopes: jax.Array) -> jax.Array:
@@ -157,10 +205,16 @@ def _start(count: int) -> Average:
 
 
 def _averaged(
-  average: Average, slopes: jax.Array, window: jax.typing.ArrayLike
+  average: Average, slopes: jax.Array, share: jax.typing.ArrayLike
 ) -> tuple[Average, jax.Array]:
-  """The averages with new slopes, and mean over root mean square."""
-  old = 1 - 1 / jnp.asarray(window, jnp.float32)
+  """The averages with new slopes, and mean over root mean square.
+
+  Args:
+    average: what it was.
+    slopes: float32 [n].
+    share: of the new slopes in it, in (0, 1].
+  """
+  old = 1 - jnp.asarray(share, jnp.float32)
   new = Average(
     old * average.mean + (1 - old) * slopes,
     jnp.hypot(jnp.sqrt(old) * average.rms, jnp.sqrt(1 - old) * slopes),

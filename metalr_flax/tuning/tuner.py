@@ -25,13 +25,12 @@ from metalr_flax.tuning import displacement as displacement_lib
 from metalr_flax.tuning import factors
 from metalr_flax.tuning import fit
 from metalr_flax.tuning import guard as guard_lib
+from metalr_flax.tuning import held_out as held_out_lib
 from metalr_flax.tuning import online
 from metalr_flax.tuning import select
 from metalr_flax.tuning import steering as steering_lib
 
-# Where a learning rate starts at most. It grows e-fold in ten updates, so what
-# the user set does not matter; from above nothing recovers as well.
-START = 1e-5
+RATE, DECAY = 'learning_rate', 'weight_decay'
 
 
 class SelfTuningState(NamedTuple):
@@ -48,6 +47,7 @@ class SelfTuningState(NamedTuple):
     displacement: the sum of the last one to three updates, [1, ...] by place.
     guard: against explosions; None where nothing is guarded.
     step: updates done, int32 scalar.
+    held_out: whether `meta_grads` were ever given, boolean scalar.
   """
 
   opt_state: optax.OptState
@@ -58,6 +58,7 @@ class SelfTuningState(NamedTuple):
   displacement: Tangents
   guard: guard_lib.Guard | None
   step: jax.Array
+  held_out: jax.Array
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -100,6 +101,7 @@ class Tuner:
       displacement=displacement_lib.init(params) if self.steers else (),
       guard=guard_lib.init() if self.steers else None,
       step=step,
+      held_out=jnp.zeros((), jnp.bool_),
     )
 
   def update(
@@ -109,6 +111,7 @@ class Tuner:
     params: PyTree | None = None,
     *,
     value: jax.typing.ArrayLike | None = None,
+    meta_grads: PyTree | None = None,
     **extra_args: Any,
   ) -> tuple[PyTree, SelfTuningState]:
     """Turns gradients into updates, as optax's `update` does."""
@@ -116,15 +119,20 @@ class Tuner:
     if params is None:
       raise ValueError('self_tuning: update(grads, state, params) needs params')
     grads, params = optimizers.as_arrays((updates, params))
+    outer = held_out_lib.choose(grads, meta_grads, state.held_out)
     if self.steers:
-      return self._update_guarded(grads, state, params, value)
-    return self._update_plainly(grads, state, params)
+      return self._update_guarded(grads, outer, state, params, value)
+    return self._update_plainly(grads, outer, state, params)
 
   def _update_plainly(
-    self, grads: PyTree, state: SelfTuningState, params: PyTree
+    self,
+    grads: PyTree,
+    outer: held_out_lib.Outer,
+    state: SelfTuningState,
+    params: PyTree,
   ) -> tuple[PyTree, SelfTuningState]:
     """An update with eta moved by `meta_tx`, or not at all."""
-    eta, meta_opt_state = self._follow(grads, state, params)
+    eta, meta_opt_state = self._follow(outer, state, params)
     tangents = jax.tree.map(lambda z: self.discount * z, state.tangents)
     updates, opt_state, dots = self._push(grads, state, params, eta, tangents)
     return updates, state._replace(
@@ -133,11 +141,13 @@ class Tuner:
       meta_opt_state=meta_opt_state,
       tangents=online.advance(tangents, dots, params),
       step=optax.safe_increment(state.step),
+      held_out=outer.held_out,
     )
 
   def _update_guarded(
     self,
     grads: PyTree,
+    outer: held_out_lib.Outer,
     state: SelfTuningState,
     params: PyTree,
     value: jax.typing.ArrayLike | None,
@@ -151,8 +161,10 @@ class Tuner:
     assert state.guard is not None
     verdict, guard = guard_lib.watch(state.guard, grads, state.step, value)
     restart = state.guard.restart & ~verdict.skip
-    slopes, quick = self._find_slopes(grads, state, params)
-    eta, steering = self._steer(slopes, quick, state, verdict.back, restart)
+    slopes, quick = self._find_slopes(grads, outer, state, params)
+    eta, steering = self._steer(
+      slopes, quick, outer, state, verdict.back, restart
+    )
     gamma = steering_lib.long_discount(state.meta_opt_state)
     gamma = jnp.where(verdict.skip, 1, gamma)
     before, state = state, self._restarted(state, restart, params)
@@ -165,10 +177,10 @@ class Tuner:
     displacement = displacement_lib.add(
       select.zero_where(verdict.landmark & ~none, state.displacement), updates
     )
-    eta, steering, step = select.where(
+    eta, steering, step, held_out = select.where(
       verdict.skip,
-      (before.eta, before.meta_opt_state, before.step),
-      (eta, steering, optax.safe_increment(state.step)),
+      (before.eta, before.meta_opt_state, before.step, before.held_out),
+      (eta, steering, optax.safe_increment(state.step), outer.held_out),
     )
     after = state._replace(
       opt_state=opt_state,
@@ -176,6 +188,7 @@ class Tuner:
       meta_opt_state=steering,
       tangents=online.advance(tangents, (*dots, *state_dots), params),
       step=step,
+      held_out=held_out,
     )
     undone = select.zero_where(~verdict.back, displacement)
     return displacement_lib.subtract(updates, undone), after._replace(
@@ -183,14 +196,9 @@ class Tuner:
     )
 
   def _init_eta(self, base: factors.Values) -> Eta:
-    """The user's values; of a learning rate `START` where that is lower."""
+    """The user's values; a learning rate that our rule moves starts low."""
     eta = jax.tree.map(lambda _: jnp.zeros((), jnp.float32), base)
-    if self.steers and 'learning_rate' in base:
-      eta['learning_rate'] = jax.tree.map(
-        lambda b: jnp.minimum(0.0, jnp.log(START / b.astype(jnp.float32))),
-        base['learning_rate'],
-      )
-    return eta
+    return factors.lowered(RATE, eta, base) if self.steers else eta
 
   def _init_meta(self, eta: Eta) -> Any:
     if self.meta_tx is not None:
@@ -198,30 +206,36 @@ class Tuner:
     return steering_lib.init(len(jax.tree.leaves(eta)))
 
   def _find_slopes(
-    self, grads: PyTree, state: SelfTuningState, params: PyTree
+    self,
+    grads: PyTree,
+    outer: held_out_lib.Outer,
+    state: SelfTuningState,
+    params: PyTree,
   ) -> tuple[Eta, Eta]:
     """The long slopes, and the quick ones: those of a learning rate alone."""
     labels = factors.expand_labels(self.labels, params)
-    long = online.find_slopes(state.eta, grads, params, state.tangents, labels)
-    rate = {n: eta for n, eta in state.eta.items() if n == 'learning_rate'}
+    long = online.find_slopes(
+      state.eta, outer.grads, params, state.tangents, labels
+    )
+    rate = {n: eta for n, eta in state.eta.items() if n == RATE}
     quick = online.find_slopes(rate, grads, params, state.displacement, labels)
     return long, {**jax.tree.map(jnp.zeros_like, long), **quick}
 
   def _follow(
-    self, grads: PyTree, state: SelfTuningState, params: PyTree
+    self, outer: held_out_lib.Outer, state: SelfTuningState, params: PyTree
   ) -> tuple[Eta, Any]:
     """The new eta by `meta_tx`, and its state."""
     if self.meta_tx is None or not self.learned:
       return state.eta, state.meta_opt_state
     labels = factors.expand_labels(self.labels, params)
     slopes = online.find_slopes(
-      state.eta, grads, params, state.tangents, labels
+      state.eta, outer.grads, params, state.tangents, labels
     )
     slopes = jax.tree.map(lambda s, e: s.astype(e.dtype), slopes, state.eta)
     moves, memory = self.meta_tx.update(slopes, state.meta_opt_state, state.eta)
     finite = jnp.all(jnp.isfinite(_stack(slopes)))
     return select.where(
-      finite,
+      finite & outer.known,
       (self._moved(state, moves, jnp.inf), memory),
       (state.eta, state.meta_opt_state),
     )
@@ -230,6 +244,7 @@ class Tuner:
     self,
     slopes: Eta,
     quick: Eta,
+    outer: held_out_lib.Outer,
     state: SelfTuningState,
     back: jax.Array,
     restart: jax.Array,
@@ -239,12 +254,9 @@ class Tuner:
     It rests where updates are undone. At a restart the rates are lowered, all
     else goes half the way back to what the user set, and the rule begins anew.
     """
-    is_rate = _stack(
-      {
-        name: jax.tree.map(lambda _, n=name: n == 'learning_rate', eta)
-        for name, eta in state.eta.items()
-      }
-    )
+    state = self._begun(state, outer)
+    is_rate = _stack(_of_name(RATE, state.eta))
+    regularizes = _stack(_of_name(DECAY, state.eta)) & outer.held_out
     eta = _stack(state.eta)
     steering = select.where(
       restart,
@@ -252,11 +264,40 @@ class Tuner:
       state.meta_opt_state,
     )
     long, short = select.zero_where(restart, (_stack(slopes), _stack(quick)))
-    rows, steering = steering_lib.steer(eta, long, short, is_rate, steering)
+    # A held-out gradient that is not finite counts as none.
+    finite = jnp.all(jnp.isfinite(long)) | ~outer.held_out
+    rows, steering = steering_lib.steer(
+      eta,
+      long,
+      short,
+      is_rate,
+      steering,
+      known=outer.known & finite,
+      regularizes=regularizes,
+    )
     lower = jnp.where(is_rate, -guard_lib.BACK_OFF, -eta / 2)
+    lower = jnp.where(regularizes, 0, lower)
     rows = jnp.where(restart, lower, jnp.where(back, 0, rows))
     moves = jax.tree.unflatten(jax.tree.structure(state.eta), list(rows))
     return self._moved(state, moves, state.step), steering
+
+  def _begun(
+    self, state: SelfTuningState, outer: held_out_lib.Outer
+  ) -> SelfTuningState:
+    """The state where eta follows held-out data from this update on.
+
+    What it remembers of the training gradient's slopes is forgotten, and a
+    weight decay starts low.
+    """
+    eta = factors.lowered(DECAY, state.eta, state.base)
+    eta, steering = select.where(
+      outer.begins,
+      (eta, steering_lib.begin_long(state.meta_opt_state)),
+      (state.eta, state.meta_opt_state),
+    )
+    return state._replace(
+      eta=eta, meta_opt_state=steering, held_out=outer.held_out
+    )
 
   def _moved(
     self, state: SelfTuningState, moves: Eta, age: jax.typing.ArrayLike
@@ -265,7 +306,12 @@ class Tuner:
     eta = jax.tree.map(
       lambda e, move: (e + move).astype(e.dtype), state.eta, moves
     )
-    return factors.clip(eta, state.base, self.learned, age)
+    eta = factors.clip(eta, state.base, self.learned, age)
+    if not self.steers:
+      return eta
+    # Below where it starts a weight decay does nothing, and is long in coming.
+    higher = factors.raised(DECAY, eta, state.base)
+    return select.where(state.held_out, higher, eta)
 
   def _push(
     self,
@@ -317,11 +363,10 @@ class Tuner:
   ) -> tuple[PyTree, optax.OptState]:
     """The inner optimizer's update with the hyperparameters of eta."""
     hyperparams = factors.constrain(base, eta, self.learned)
-    if self.schedule is not None and 'learning_rate' in hyperparams:
+    if self.schedule is not None and RATE in hyperparams:
       scale = self.schedule(step)
-      hyperparams['learning_rate'] = jax.tree.map(
-        lambda rate: (rate * scale).astype(rate.dtype),
-        hyperparams['learning_rate'],
+      hyperparams[RATE] = jax.tree.map(
+        lambda rate: (rate * scale).astype(rate.dtype), hyperparams[RATE]
       )
     return inner_lib.propose(*inner, grads, hyperparams, tx=self.inner_tx)
 
@@ -339,6 +384,14 @@ class Tuner:
       tangents=select.zero_where(restart, state.tangents),
       displacement=select.zero_where(restart, state.displacement),
     )
+
+
+def _of_name(name: str, eta: Eta) -> Eta:
+  """Whether each eta is of that hyperparameter."""
+  return {
+    other: jax.tree.map(lambda _, same=other == name: same, values)
+    for other, values in eta.items()
+  }
 
 
 def _stack(tree: PyTree) -> jax.Array:

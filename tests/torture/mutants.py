@@ -115,10 +115,16 @@ MUTANTS = [
   Mutant('one high batch is taken for an explosion', 'tuning/guard', '    back=(high & guard.suspect) | unfit,', '    back=high | unfit,', 'tests/tuning/test_guard.py'),
   Mutant('a lowered rate does not come back', 'tuning/steering', 'jnp.minimum(moves, 0) - brake, moves + paid)', 'jnp.minimum(moves, 0) - brake, moves)', 'tests/tuning/test_tuning.py::test_a_rate_that_was_lowered_comes_back'),
   Mutant('a decay rate may remember more than was seen', 'tuning/factors', 'jnp.maximum(1 / (MEMORY_SHARE * age + 1), LEAST)', 'jnp.maximum(0 * age, LEAST)', 'tests/tuning/test_learned_decay_rates.py'),
-  Mutant('the brake leaves the other hyperparameters alone', 'tuning/steering', '  others = OTHERS_SHARE * moves - jnp.max(brake) * eta\n', '  others = OTHERS_SHARE * moves\n', 'tests/tuning/test_steering.py'),
+  Mutant('the brake leaves the other hyperparameters alone', 'tuning/steering', '    regularizes, moves, OTHERS_SHARE * moves - jnp.max(brake) * eta\n', '    regularizes, moves, OTHERS_SHARE * moves\n', 'tests/tuning/test_steering.py'),
   Mutant('a skipped update changes the state', 'tuning/select', 'jnp.where(condition, leaves[place].astype(value.dtype), value)', 'value', 'tests/tuning/test_tuning.py::test_a_batch_that_is_not_finite_costs_nothing'),
   Mutant('a later signal does not stop', 'interrupts', '_SAME_SECS = 0.3', '_SAME_SECS = 30.0', f'{T}test_kills.py::test_a_signal_delivered_twice_is_one'),
   Mutant('the rest of a save makes a workdir foreign', 'workdir/folder', '  if name == STATE:', '  if False:', 'tests/test_main_errors.py::test_empty_and_interrupted_workdirs_are_fine'),
+  Mutant('the training gradient goes on to move eta', 'tuning/held_out', 'return Outer(grads, ~held_out, held_out', 'return Outer(grads, ~(held_out & False), held_out', 'tests/tuning/test_held_out.py::test_without_one_eta_rests'),
+  Mutant('the held-out gradient is not looked at', 'tuning/held_out', 'return Outer(matched, given', 'return Outer(grads, given', 'tests/tuning/test_held_out.py::test_the_slopes_equal_finite_differences'),
+  Mutant('a slope counts once however long it was waited for', 'tuning/steering', ' * elapsed * trend', ' * trend', 'tests/tuning/test_held_out.py::test_a_slope_counts_for_the_updates_without_one'),
+  Mutant('the rate falls while the weight decay grows', 'tuning/steering', '(1 - grows) * moves', 'moves', 'tests/tuning/test_held_out.py::test_a_rate_does_not_fall_while_the_weight_decay_grows'),
+  Mutant('a weight decay starts as high as the user set it', 'tuning/tuner', '    eta = factors.lowered(DECAY, state.eta, state.base)\n', '    eta = state.eta\n', 'tests/tuning/test_held_out.py::test_a_weight_decay_starts_low_and_stays_above'),
+  Mutant('a held-out gradient that is not finite counts', 'tuning/tuner', 'known=outer.known & finite', 'known=outer.known', 'tests/tuning/test_held_out.py::test_one_that_is_not_finite_counts_as_none'),
 ]  # fmt: skip
 
 

@@ -1,0 +1,78 @@
+"""Which gradient eta follows: that of held-out data, where the caller gives it.
+
+Without any, eta follows the training gradient. From the first held-out one on
+it follows those alone, and rests at updates that come without.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from metalr_flax.engine import optimizers
+from metalr_flax.engine.types import PyTree
+
+
+class Outer(NamedTuple):
+  """The gradient of the outer loss at an update.
+
+  Attributes:
+    grads: of the training gradient's structure.
+    known: whether eta may follow it, boolean scalar.
+    held_out: whether a held-out one was ever given, boolean scalar.
+    begins: whether this is the first of them, boolean scalar.
+  """
+
+  grads: PyTree
+  known: jax.Array
+  held_out: jax.Array
+  begins: jax.Array
+
+
+def choose(
+  grads: PyTree, meta_grads: PyTree | None, held_out: jax.Array
+) -> Outer:
+  """The outer gradient of an update.
+
+  Args:
+    grads: the training gradient.
+    meta_grads: the held-out one, of its structure and shapes; within
+      `optax.masked` and `optax.partition` of the whole structure. None where
+      the caller gives none.
+    held_out: whether one was given before, boolean scalar.
+
+  Raises:
+    ValueError: for another structure or other shapes.
+  """
+  if meta_grads is None:
+    return Outer(grads, ~held_out, held_out, jnp.zeros_like(held_out))
+  given = jnp.ones_like(held_out)
+  matched = _matched(optimizers.as_arrays(meta_grads), grads)
+  return Outer(matched, given, given, ~held_out)
+
+
+def _matched(meta_grads: PyTree, grads: PyTree) -> PyTree:
+  """The held-out gradients of what `grads` has, in its containers."""
+  wanted, treedef = jax.tree.flatten(grads)
+  found = jax.tree.leaves(meta_grads)
+  if len(found) > len(wanted):
+    found = jax.tree.leaves(_masked_as(grads, meta_grads))
+  shapes = [[leaf.shape for leaf in leaves] for leaves in (found, wanted)]
+  if shapes[0] != shapes[1]:
+    raise ValueError(
+      f'self_tuning: meta_grads: has arrays of shapes {shapes[0]}, the '
+      f'gradients {shapes[1]}; give the gradient of the same parameters'
+    )
+  return jax.tree.unflatten(treedef, found)
+
+
+def _masked_as(masked: PyTree, tree: PyTree) -> PyTree:
+  """The tree without what is masked in another; as it is where they differ."""
+  is_masked = lambda node: isinstance(node, optax.MaskedNode)
+  try:
+    return jax.tree.map(
+      lambda m, t: m if is_masked(m) else t, masked, tree, is_leaf=is_masked
+    )
+  except ValueError:
+    return tree
