@@ -96,6 +96,13 @@ class Plane(tasks.Task):
     ]
 
 
+class Apart(Plane):
+  """With batches of its own for the outer loss."""
+
+  def next_meta(self, data_state):
+    return self.next(data_state)
+
+
 class Bare:
   """Duck-typed: no base class, no batch_size, the three methods alone."""
 

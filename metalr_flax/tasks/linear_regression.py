@@ -71,6 +71,10 @@ class LinearRegression(task.Task):
       noise = generator.normal(keys[2], self.batch_size)
     return key, {'x': x, 'y': self.slope * x + self.noise * noise}
 
+  def next_meta(self, data_state: jax.Array) -> tuple[jax.Array, Any]:
+    """The next batch: all of them are fresh, and so held out."""
+    return self.next(data_state)
+
   def loss(
     self, model: nnx.Module, batch: Any
   ) -> tuple[jax.Array, dict[str, jax.Array]]:

@@ -73,6 +73,12 @@ class NoisyQuadratic(task.Task):
     eps = scale * jax.random.normal(key, self.h.shape)
     return data_state, eps[None]
 
+  def next_meta(
+    self, data_state: dict[str, jax.Array]
+  ) -> tuple[dict[str, jax.Array], jax.Array]:
+    """The next vector: all of them are fresh, and so held out."""
+    return self.next(data_state)
+
   def loss(
     self, model: nnx.Module, batch: jax.Array
   ) -> tuple[jax.Array, dict[str, jax.Array]]:

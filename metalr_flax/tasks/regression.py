@@ -20,13 +20,15 @@ class IllConditionedRegression(task.Task):
   The data are X = Z diag(s) Q^T, where Z [N, D] and w [D] are of standard
   normal numbers, s goes from condition**-1/2 to 1 in equal ratios, and Q is a
   random rotation, so that scaling single weights does not help. The Hessian
-  X^T X / N has about the given condition.
+  X^T X / N has about the given condition. The outer loss has N more examples of
+  the same w, made alike.
 
   Shape legend: B batch_size, D size, N num_examples.
 
   Attributes:
     batch_size: B.
     data: all examples, `{'x': float32 [N, D], 'y': float32 [N]}`.
+    meta: the outer loss's, alike.
   """
 
   def __init__(
@@ -63,13 +65,18 @@ class IllConditionedRegression(task.Task):
     rng = np.random.default_rng(data_seed)
     s = np.geomspace(condition**-0.5, 1, size)
     z = rng.standard_normal((num_examples, size))
-    x = (z * s[None]) @ _rotation(rng, size).T
-    y = x @ rng.standard_normal(size)
-    y += noise * rng.standard_normal(num_examples)
-    self.data = {
-      name: jnp.asarray(array, jnp.float32)
-      for name, array in (('x', x), ('y', y))
-    }
+    q, w = _rotation(rng, size), rng.standard_normal(size)
+
+    def make(z: np.ndarray) -> dict[str, jax.Array]:
+      x = (z * s[None]) @ q.T
+      y = x @ w + noise * rng.standard_normal(num_examples)
+      return {
+        'x': jnp.asarray(x, jnp.float32),
+        'y': jnp.asarray(y, jnp.float32),
+      }
+
+    self.data = make(z)
+    self.meta = make(rng.standard_normal((num_examples, size)))
 
   def init(self, rng: jax.Array) -> dict[str, jax.Array]:
     """The stream's `key` and its `step`."""
@@ -79,12 +86,13 @@ class IllConditionedRegression(task.Task):
     self, data_state: dict[str, jax.Array]
   ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
     """B examples, each any of the N: `{'x': [B, D], 'y': [B]}`, float32."""
-    data_state, key = sampling.next_key(data_state)
-    rows = jax.random.randint(key, (self.batch_size,), 0, len(self.data['y']))
-    batch = {
-      name: jnp.take(array, rows, axis=0) for name, array in self.data.items()
-    }
-    return data_state, batch
+    return self._draw(data_state, self.data)
+
+  def next_meta(
+    self, data_state: dict[str, jax.Array]
+  ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+    """The same of the outer loss's N examples."""
+    return self._draw(data_state, self.meta)
 
   def loss(
     self, model: nnx.Module, batch: Any
@@ -96,6 +104,14 @@ class IllConditionedRegression(task.Task):
     """The same over all N examples."""
     del data_state
     return _half_squared_error(model, self.data)
+
+  def _draw(
+    self, data_state: dict[str, jax.Array], examples: dict[str, jax.Array]
+  ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+    data_state, key = sampling.next_key(data_state)
+    rows = jax.random.randint(key, (self.batch_size,), 0, len(examples['y']))
+    batch = {n: jnp.take(array, rows, axis=0) for n, array in examples.items()}
+    return data_state, batch
 
 
 class DriftingTarget(task.Task):
@@ -179,6 +195,12 @@ class DriftingTarget(task.Task):
     moves = data_state['step'] >= self.still
     after = {**data_state, 'target': jnp.where(moves, moved, target)}
     return after, {'x': x, 'y': x @ target + noise}
+
+  def next_meta(
+    self, data_state: dict[str, jax.Array]
+  ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+    """The next draw: all of them are fresh, and so held out."""
+    return self.next(data_state)
 
   def loss(
     self, model: nnx.Module, batch: Any

@@ -46,7 +46,12 @@ class Task(abc.ABC):
     """Draws a batch for an inner update: `(data_state, batch)`."""
 
   def next_meta(self, data_state: PyTree) -> tuple[PyTree, PyTree]:
-    """Draws a batch for the outer loss; the next one of the same stream."""
+    """Draws a batch for the outer loss; the next one of the same stream.
+
+    Where an example can come twice, give batches of examples that `next` never
+    draws: the outer loss is to say what generalises. A run that is without
+    them says so when it starts.
+    """
     return self.next(data_state)
 
   @abc.abstractmethod

@@ -46,6 +46,8 @@ class Experiment:
       where there are groups.
     loss_label: what the task's loss measures, for pictures.
     known_answers: the values that a perfect model would end at, by name.
+    shares_stream: whether batches of the outer loss are meant to be held out,
+      and are the next ones of the training stream for want of a `next_meta`.
   """
 
   problem: types.Problem
@@ -58,6 +60,7 @@ class Experiment:
   initial: dict[str, Any]
   loss_label: str
   known_answers: dict[str, float]
+  shares_stream: bool
 
 
 def build(config: Config) -> Experiment:
@@ -108,6 +111,8 @@ def build(config: Config) -> Experiment:
     initial=initial,
     loss_label=getattr(task, 'loss_label', tasks.Task.loss_label),
     known_answers=_known_answers(task),
+    shares_stream=config['meta']['objective'] == 'held_out'
+    and not _has_next_meta(task),
   )
 
 
@@ -138,7 +143,7 @@ def _build_problem(
     loss_fn=functional.make_loss_fn(split.train, task.loss),
     meta_loss_fn=functional.make_loss_fn(split.meta, task.loss),
     next_batch=task.next,
-    next_meta_batch=getattr(task, 'next_meta', task.next),
+    next_meta_batch=task.next_meta if _has_next_meta(task) else task.next,
     tx=build_optimizers.build_tx(
       inner_section, meta['learned'], factory, labels
     ),
@@ -264,6 +269,12 @@ def _summarizer(task: tasks.Task, split: functional.Split) -> Callable:
 
 def _eval_batches(task: tasks.Task) -> Any:
   return task.eval_batches() if hasattr(task, 'eval_batches') else ()
+
+
+def _has_next_meta(task: tasks.Task) -> bool:
+  """Whether a task, which may be no `Task`, draws outer batches of its own."""
+  method = getattr(type(task), 'next_meta', None)
+  return hasattr(task, 'next_meta') and method is not tasks.Task.next_meta
 
 
 def _known_answers(task: tasks.Task) -> dict[str, float]:

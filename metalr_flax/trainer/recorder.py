@@ -127,6 +127,12 @@ class Recorder:
     """Prints the parameters and the devices, and logs the config."""
     console.say(self._params)
     console.say(f'devices: {", ".join(str(d) for d in jax.devices())}')
+    if self._experiment.shares_stream:
+      console.say(
+        f'held-out batches: {self._config["task"]["name"]} has no next_meta, '
+        f'so they are the next ones of its training stream; where an example '
+        f'can come twice, give it a next_meta of other examples'
+      )
     text = json.dumps(self._config, indent=2)
     self._writer.write_texts(self._first, {'config': f'```json\n{text}\n```'})
     if resumed:

@@ -220,6 +220,21 @@ def test_ill_conditioned_batches_are_examples_each_as_often():
   np.testing.assert_allclose(counts / counts.mean(), 1, atol=0.2)
 
 
+def test_ill_conditioned_outer_batches_are_of_the_same_w_and_held_out():
+  task = tasks.IllConditionedRegression(64, num_examples=2000, size=8)
+  _, batch = jax.jit(task.next_meta)(_start(task))
+  assert not np.isin(batch['y'], task.data['y']).any()
+  assert np.isin(batch['y'], task.meta['y']).all()
+  x, y = (np.asarray(task.data[name], np.float64) for name in 'xy')
+  w, *_ = np.linalg.lstsq(x, y)
+  np.testing.assert_allclose(batch['x'] @ w, batch['y'], atol=1e-4)
+
+
+@pytest.mark.parametrize('name', CASES)
+def test_every_task_has_held_out_batches_of_its_own(name):
+  assert type(_make(name)[0]).next_meta is not tasks.Task.next_meta
+
+
 def test_the_target_stands_still_and_then_walks():
   task = tasks.DriftingTarget(500, size=100, num_steps=41, speed=0.1)
   states, batches = _draws(task, 61)(_start(task))

@@ -144,6 +144,26 @@ def test_divergence_names_the_step_and_the_checkpoint(tmp_path):
   assert len(runs.rows(tmp_path)) == step - 1
 
 
+@pytest.mark.parametrize(
+  ('task', 'objective', 'said'),
+  [
+    ('users_code:Plane', 'held_out', True),
+    ('users_code:Bare', 'held_out', True),
+    ('users_code:Plane', 'online', False),
+    ('users_code:Apart', 'held_out', False),
+  ],
+)
+def test_a_task_without_outer_batches_is_named(
+  task, objective, said, tmp_path, capsys
+):
+  own = {'task__name': task, 'meta__objective': objective}
+  if task == 'users_code:Bare':
+    own['task__kwargs'] = {}
+  runs.run_here(tmp_path, **{**FIELDS, **own, 'num_outer_steps': 2})
+  line = f'held-out batches: {task} has no next_meta, so they are the next ones'
+  assert (line in capsys.readouterr().out) == said
+
+
 @pytest.mark.thorough
 def test_duck_typed_task(tmp_path):
   own = {'task__name': 'users_code:Bare', 'task__kwargs': {}}
