@@ -11,6 +11,7 @@ import optax
 from metalr_flax.engine import optimizers
 
 PyTree = Any
+DECAY = 'weight_decay'
 KINDS = ('log', 'one_minus_log')
 # What optax calls its decay rates.
 DECAY_RATES = frozenset(
@@ -19,10 +20,13 @@ DECAY_RATES = frozenset(
 LEAST = 1e-6  # of a decay rate, and of 1 minus it
 # Of any other hyperparameter times, or over, what the user set.
 SMALLEST, LARGEST = 1e-30, 1e30
-# Where a hyperparameter starts at most. It grows from there, so what the user
-# set above it does not matter; and from a value too high nothing recovers as
-# well. A learning rate grows e-fold in ten updates.
-STARTS = {'learning_rate': 1e-5, 'weight_decay': 1e-4}
+# Where a learning rate starts at most. It grows e-fold in ten updates, so what
+# the user set does not matter; from above nothing recovers as well.
+START = 1e-5
+# A weight decay that follows held-out data starts here, whatever the user set:
+# from 1e-4 it comes when the network has memorised its data; from 1e-2 SGD's
+# weights may go to 0 before it has found anything. Below LEAST it does nothing.
+DECAY_START, LEAST_DECAY = 1e-3, 1e-4
 # Of the updates so far: what a decay rate may remember. Longer, and the slope
 # speaks of a momentum that was never seen at work.
 MEMORY_SHARE = 0.05
@@ -136,14 +140,23 @@ def constrain(base: Values, eta: Values, learned: Mapping[str, str]) -> Values:
   }
 
 
-def lowered(name: str, eta: Values, base: Values) -> Values:
-  """Eta with one hyperparameter at most where it starts, see `STARTS`."""
-  return _bounded(jnp.minimum, name, eta, base)
+def begin_low(eta: Values, base: Values) -> Values:
+  """Eta with the learning rate at `START`, or at the user's where lower."""
+  return _with_one(
+    'learning_rate', lambda _, b: jnp.minimum(0.0, _eta_of(START, b)), eta, base
+  )
 
 
-def raised(name: str, eta: Values, base: Values) -> Values:
-  """Eta with one hyperparameter at least where it starts, see `STARTS`."""
-  return _bounded(jnp.maximum, name, eta, base)
+def begin_decay(eta: Values, base: Values) -> Values:
+  """Eta with the weight decay at `DECAY_START`."""
+  return _with_one(DECAY, lambda _, b: _eta_of(DECAY_START, b), eta, base)
+
+
+def keep_decay(eta: Values, base: Values) -> Values:
+  """Eta with the weight decay at least `LEAST_DECAY`."""
+  return _with_one(
+    DECAY, lambda e, b: jnp.maximum(e, _eta_of(LEAST_DECAY, b)), eta, base
+  )
 
 
 def clip(
@@ -171,17 +184,21 @@ def clip(
   }
 
 
-def _bounded(choose: Callable, name: str, eta: Values, base: Values) -> Values:
-  """Eta with one hyperparameter chosen of its own value and its start's."""
+def _with_one(
+  name: str, function: Callable, eta: Values, base: Values
+) -> Values:
+  """Eta with a function of it and the user's value for one hyperparameter."""
 
-  def bounded(e: jax.Array, b: jax.Array) -> jax.Array:
-    # What the user set, where that is lower.
-    start = jnp.minimum(0.0, jnp.log(STARTS[name] / b.astype(jnp.float32)))
-    return choose(e, start).astype(e.dtype)
+  def of_both(e: jax.Array, b: jax.Array) -> jax.Array:
+    return function(e, b.astype(jnp.float32)).astype(e.dtype)
 
   if name not in eta:
     return eta
-  return {**eta, name: jax.tree.map(bounded, eta[name], base[name])}
+  return {**eta, name: jax.tree.map(of_both, eta[name], base[name])}
+
+
+def _eta_of(value: float, base: jax.Array) -> jax.Array:
+  return jnp.log(value / base)
 
 
 def _range(

@@ -30,7 +30,7 @@ from metalr_flax.tuning import online
 from metalr_flax.tuning import select
 from metalr_flax.tuning import steering as steering_lib
 
-RATE, DECAY = 'learning_rate', 'weight_decay'
+RATE = 'learning_rate'
 
 
 class SelfTuningState(NamedTuple):
@@ -198,7 +198,7 @@ class Tuner:
   def _init_eta(self, base: factors.Values) -> Eta:
     """The user's values; a learning rate that our rule moves starts low."""
     eta = jax.tree.map(lambda _: jnp.zeros((), jnp.float32), base)
-    return factors.lowered(RATE, eta, base) if self.steers else eta
+    return factors.begin_low(eta, base) if self.steers else eta
 
   def _init_meta(self, eta: Eta) -> Any:
     if self.meta_tx is not None:
@@ -256,7 +256,7 @@ class Tuner:
     """
     state = self._begun(state, outer)
     is_rate = _stack(_of_name(RATE, state.eta))
-    regularizes = _stack(_of_name(DECAY, state.eta)) & outer.held_out
+    regularizes = _stack(_of_name(factors.DECAY, state.eta)) & outer.held_out
     eta = _stack(state.eta)
     steering = select.where(
       restart,
@@ -287,9 +287,9 @@ class Tuner:
     """The state where eta follows held-out data from this update on.
 
     What it remembers of the training gradient's slopes is forgotten, and a
-    weight decay starts low.
+    weight decay starts where all do.
     """
-    eta = factors.lowered(DECAY, state.eta, state.base)
+    eta = factors.begin_decay(state.eta, state.base)
     eta, steering = select.where(
       outer.begins,
       (eta, steering_lib.begin_long(state.meta_opt_state)),
@@ -309,9 +309,9 @@ class Tuner:
     eta = factors.clip(eta, state.base, self.learned, age)
     if not self.steers:
       return eta
-    # Below where it starts a weight decay does nothing, and is long in coming.
-    higher = factors.raised(DECAY, eta, state.base)
-    return select.where(state.held_out, higher, eta)
+    return select.where(
+      state.held_out, factors.keep_decay(eta, state.base), eta
+    )
 
   def _push(
     self,
