@@ -35,6 +35,7 @@ AGAINST = OVERALL['geometric_mean_against']
 DIVERGED = OVERALL['diverged_runs']
 MODELS = load('meta_gradient.json')['problems']
 TEXT = load('text_transformer.json')
+HELD_OUT = load('held_out.json')['overall']
 START = 1e-5  # where self_tuning starts from any rate above
 CAP = COMPARISON['rules']['cap_in_geometric_means']
 with (RESULTS / 'comparison/comparison.csv').open() as file:
@@ -119,6 +120,22 @@ def at_the_edge(problem):
   return sum(p['cosine']['at_the_edge'] for p in pairs), len(pairs)
 
 
+def held_out(mode, against, *keys):
+  """self_tuning's test loss with held-out data over a search's."""
+  found = HELD_OUT[mode]['ours_over'][against]
+  return tuple(found[key] for key in keys)
+
+
+def over_grid(task):
+  """The same over the grid's pick at the end, by optimizer."""
+  cells = load('held_out.json')['cells']
+  return {
+    c['optimizer']: c['end']['ours_over']['grid']
+    for c in cells
+    if c['task'] == task
+  }
+
+
 LOOPS, COMMANDS = REFERENCE['loops'], REFERENCE['commands']
 NOISY = 'noisy_quadratic', 'ill_conditioned_regression', 'drifting_target'
 OURS, CONSTANT = DIVERGED['self_tuning'], DIVERGED['constant']
@@ -128,7 +145,13 @@ SAVING_ROW = '| {} | {:.0f} ms | {:.0f} ms | {:.2f} | {:.0f} ms |'
 FIGURES = [
   (README, 'best constant of {} rates (geometric mean over {} problems x optimizers, {} runs) | {:.2f}x |', (len(GRID), len(COMPARISON['pairs']), count_runs(START), geometric_mean('constant'))),
   (README, 'best cosine of {} peaks, which knows the run\'s length | {:.2f}x |', (len(GRID), geometric_mean('cosine'))),
-  (README, 'from two starts (all rates above 1e-5 are one) | {} of {} |', (OURS['diverged'], count_runs(1e-6) + count_runs(START))),
+  (README, 'of one random rate and decay / of the best of 30 | {:.2f}x / {:.2f}x |', held_out('early', 'one_draw', 'mean') + held_out('early', 'grid', 'mean')),
+  (README, 'some runs not stopped early ended {:.0f} times above', held_out('end', 'grid', 'worst')),
+  (TUNING, 'With early stopping for everybody {:.3f} of the grid\'s pick', held_out('early', 'grid', 'mean')),
+  (TUNING, "{:.2f} of one random setting at about the same cost, {:.2f} of the pick of a grid of cosines; worst cell {:.2f}", held_out('early', 'one_draw', 'mean') + held_out('early', 'cosine', 'mean') + held_out('early', 'grid', 'worst')),
+  (TUNING, 'A random search needs {} runs to be level', (HELD_OUT['early']['runs_until_level']['random'],)),
+  (TUNING, "At the end of the run {:.2f} of the grid's pick, {:.2f} of one random setting, and {:.2f} without held-out data", (*held_out('end', 'grid', 'mean'), *held_out('end', 'one_draw', 'mean'), HELD_OUT['end']['training_over_grid']['mean'])),
+  (TUNING, "bars with AdamW {:.1f} and SGD {:.1f} times the grid's pick, breast cancer {:.1f} to {:.1f}", (over_grid('bars')['adamw'], over_grid('bars')['sgd'], *extremes(over_grid('breast_cancer').values()))),
   (README, "worst of {} (a transformer's at most {:.2f}x) | {:.2f}x |", (len(load('self_tuning.json')), cost('transformer', 'ratio')[1], cost('', 'ratio')[1])),
   (README, 'unseen text in the picture\'s run (training loss {:.2f}) | {:.2f} nats |', (TEXT['train/loss'], TEXT['eval/loss'])),
   (README, 'over plain training, any K | {:.2f}x |', (size('forward', '512'),)),
