@@ -25,7 +25,7 @@ grows the rate does not fall: both would end the overfitting, but at a rate near
 0 nothing is learned any more.
 
 Held-out slopes may come at some updates only. One that comes after n updates
-without counts as n, in the average and in the move.
+without counts as n, in the average and, up to a factor of e, in the move.
 
 docs/self_tuning.md says what else was tried.
 """
@@ -44,6 +44,7 @@ MIN_WINDOW = 10.0
 AVERAGED_SHARE = 0.3
 MIN_AVERAGED = 5.0
 MAX_MOVE = 0.1
+MAX_JUMP = 1.0
 PACE = 6.0
 # Of the quick one.
 QUICK_AVERAGED = 20.0
@@ -180,7 +181,8 @@ def _follow(
   averaged = jnp.maximum(AVERAGED_SHARE * time, MIN_AVERAGED)
   share = jnp.minimum(elapsed / averaged, 1 / MIN_AVERAGED)
   long, trend = _averaged(steering.long, _finite(slopes), share)
-  moves = -jnp.minimum(MAX_MOVE, PACE / (time + 1)) * elapsed * trend
+  pace = jnp.minimum(MAX_MOVE, PACE / (time + 1))
+  moves = -jnp.minimum(pace * elapsed, MAX_JUMP) * trend
   grows = jnp.max(jnp.where(regularizes, jnp.maximum(-trend, 0), 0))
   waits = is_rate & (moves < 0)
   moves = jnp.where(waits, (1 - grows) * moves, moves)

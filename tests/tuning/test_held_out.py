@@ -234,6 +234,13 @@ def test_a_slope_counts_for_the_updates_without_one(count):
   assert memory.long.weight == pytest.approx(share, rel=1e-2)
 
 
+def test_after_many_updates_without_one_it_moves_by_e_at_most():
+  row = jnp.ones(1)
+  memory = steering.init(1)._replace(waited=jnp.int32(100))
+  moves, _ = steering.steer(0 * row, row, 0 * row, row > 0, memory)
+  assert moves == pytest.approx(-1, rel=1e-5)
+
+
 def test_of_few_slopes_the_average_is_over_five_of_them():
   row, memory = jnp.ones(1), steering.init(1)
   for _ in range(2):
