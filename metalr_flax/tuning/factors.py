@@ -142,18 +142,31 @@ def constrain(base: Values, eta: Values, learned: Mapping[str, str]) -> Values:
 
 def begin_low(eta: Values, base: Values) -> Values:
   """Eta with the learning rate at `START`, or at the user's where lower."""
+  if 'learning_rate' not in eta:
+    return eta
   return _with_one(
     'learning_rate', lambda _, b: jnp.minimum(0.0, _eta_of(START, b)), eta, base
   )
 
 
-def begin_decay(eta: Values, base: Values) -> Values:
-  """Eta with the weight decay at `DECAY_START`."""
+def learns_decay(learned: Mapping[str, str]) -> bool:
+  """Whether a weight decay is learned by its logarithm."""
+  return learned.get(DECAY) == 'log'
+
+
+def begin_decay(
+  eta: Values, base: Values, learned: Mapping[str, str]
+) -> Values:
+  """Eta with the weight decay at `DECAY_START`, where it `learns_decay`."""
+  if not learns_decay(learned):
+    return eta
   return _with_one(DECAY, lambda _, b: _eta_of(DECAY_START, b), eta, base)
 
 
-def keep_decay(eta: Values, base: Values) -> Values:
-  """Eta with the weight decay at least `LEAST_DECAY`."""
+def keep_decay(eta: Values, base: Values, learned: Mapping[str, str]) -> Values:
+  """Eta with the weight decay at least `LEAST_DECAY`, likewise."""
+  if not learns_decay(learned):
+    return eta
   return _with_one(
     DECAY, lambda e, b: jnp.maximum(e, _eta_of(LEAST_DECAY, b)), eta, base
   )
@@ -192,8 +205,6 @@ def _with_one(
   def of_both(e: jax.Array, b: jax.Array) -> jax.Array:
     return function(e, b.astype(jnp.float32)).astype(e.dtype)
 
-  if name not in eta:
-    return eta
   return {**eta, name: jax.tree.map(of_both, eta[name], base[name])}
 
 

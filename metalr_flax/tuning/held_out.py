@@ -4,6 +4,7 @@ Without any, eta follows the training gradient. From the first held-out one on
 it follows those alone, and rests at updates that come without.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -20,7 +21,8 @@ class Outer(NamedTuple):
   Attributes:
     grads: of the training gradient's structure.
     known: whether eta may follow it, boolean scalar.
-    held_out: whether a held-out one was ever given, boolean scalar.
+    held_out: whether a held-out one, and a finite one, was ever given, boolean
+      scalar.
     begins: whether this is the first of them, boolean scalar.
   """
 
@@ -47,24 +49,32 @@ def choose(
   """
   if meta_grads is None:
     return Outer(grads, ~held_out, held_out, jnp.zeros_like(held_out))
-  given = jnp.ones_like(held_out)
   matched = _matched(optimizers.as_arrays(meta_grads), grads)
-  return Outer(matched, given, given, ~held_out)
+  finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(matched)]
+  usable = functools.reduce(jnp.logical_and, finite, jnp.ones_like(held_out))
+  return Outer(matched, usable, held_out | usable, usable & ~held_out)
 
 
 def _matched(meta_grads: PyTree, grads: PyTree) -> PyTree:
   """The held-out gradients of what `grads` has, in its containers."""
-  wanted, treedef = jax.tree.flatten(grads)
-  found = jax.tree.leaves(meta_grads)
+  wanted, found = _by_path(grads), _by_path(meta_grads)
   if len(found) > len(wanted):
-    found = jax.tree.leaves(_masked_as(grads, meta_grads))
-  shapes = [[leaf.shape for leaf in leaves] for leaves in (found, wanted)]
+    found = _by_path(_masked_as(grads, meta_grads))
+  if found.keys() == wanted.keys():  # also where their order is another
+    found = {path: found[path] for path in wanted}
+  shapes = [[leaf.shape for leaf in x.values()] for x in (found, wanted)]
   if shapes[0] != shapes[1]:
     raise ValueError(
       f'self_tuning: meta_grads: has arrays of shapes {shapes[0]}, the '
-      f'gradients {shapes[1]}; give the gradient of the same parameters'
+      f'gradients {shapes[1]}; give the gradient of the same parameters, in '
+      f'the same containers'
     )
-  return jax.tree.unflatten(treedef, found)
+  return jax.tree.unflatten(jax.tree.structure(grads), list(found.values()))
+
+
+def _by_path(tree: PyTree) -> dict[str, jax.Array]:
+  leaves = jax.tree_util.tree_leaves_with_path(tree)
+  return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
 
 
 def _masked_as(masked: PyTree, tree: PyTree) -> PyTree:

@@ -256,7 +256,8 @@ class Tuner:
     """
     state = self._begun(state, outer)
     is_rate = _stack(_of_name(RATE, state.eta))
-    regularizes = _stack(_of_name(factors.DECAY, state.eta)) & outer.held_out
+    decay = factors.DECAY if factors.learns_decay(self.learned) else ''
+    regularizes = _stack(_of_name(decay, state.eta)) & outer.held_out
     eta = _stack(state.eta)
     steering = select.where(
       restart,
@@ -264,15 +265,13 @@ class Tuner:
       state.meta_opt_state,
     )
     long, short = select.zero_where(restart, (_stack(slopes), _stack(quick)))
-    # A held-out gradient that is not finite counts as none.
-    finite = jnp.all(jnp.isfinite(long)) | ~outer.held_out
     rows, steering = steering_lib.steer(
       eta,
       long,
       short,
       is_rate,
       steering,
-      known=outer.known & finite,
+      known=outer.known,
       regularizes=regularizes,
     )
     lower = jnp.where(is_rate, -guard_lib.BACK_OFF, -eta / 2)
@@ -289,7 +288,7 @@ class Tuner:
     What it remembers of the training gradient's slopes is forgotten, and a
     weight decay starts where all do.
     """
-    eta = factors.begin_decay(state.eta, state.base)
+    eta = factors.begin_decay(state.eta, state.base, self.learned)
     eta, steering = select.where(
       outer.begins,
       (eta, steering_lib.begin_long(state.meta_opt_state)),
@@ -309,9 +308,8 @@ class Tuner:
     eta = factors.clip(eta, state.base, self.learned, age)
     if not self.steers:
       return eta
-    return select.where(
-      state.held_out, factors.keep_decay(eta, state.base), eta
-    )
+    kept = factors.keep_decay(eta, state.base, self.learned)
+    return select.where(state.held_out, kept, eta)
 
   def _push(
     self,

@@ -120,11 +120,11 @@ MUTANTS = [
   Mutant('a later signal does not stop', 'interrupts', '_SAME_SECS = 0.3', '_SAME_SECS = 30.0', f'{T}test_kills.py::test_a_signal_delivered_twice_is_one'),
   Mutant('the rest of a save makes a workdir foreign', 'workdir/folder', '  if name == STATE:', '  if False:', 'tests/test_main_errors.py::test_empty_and_interrupted_workdirs_are_fine'),
   Mutant('the training gradient goes on to move eta', 'tuning/held_out', 'return Outer(grads, ~held_out, held_out', 'return Outer(grads, ~(held_out & False), held_out', 'tests/tuning/test_held_out.py::test_without_one_eta_rests'),
-  Mutant('the held-out gradient is not looked at', 'tuning/held_out', 'return Outer(matched, given', 'return Outer(grads, given', 'tests/tuning/test_held_out.py::test_the_slopes_equal_finite_differences'),
+  Mutant('the held-out gradient is not looked at', 'tuning/held_out', 'return Outer(matched, usable', 'return Outer(grads, usable', 'tests/tuning/test_held_out.py::test_the_slopes_equal_finite_differences'),
   Mutant('a slope counts once however long it was waited for', 'tuning/steering', 'pace * elapsed, MAX_JUMP', 'pace, MAX_JUMP', 'tests/tuning/test_held_out.py::test_a_slope_counts_for_the_updates_without_one'),
   Mutant('the rate falls while the weight decay grows', 'tuning/steering', '(1 - grows) * moves', 'moves', 'tests/tuning/test_held_out.py::test_a_rate_does_not_fall_while_the_weight_decay_grows'),
-  Mutant('a weight decay starts where the user set it', 'tuning/tuner', '    eta = factors.begin_decay(state.eta, state.base)\n', '    eta = state.eta\n', 'tests/tuning/test_held_out.py::test_a_weight_decay_starts_where_all_do_and_stays_above'),
-  Mutant('a held-out gradient that is not finite counts', 'tuning/tuner', 'known=outer.known & finite', 'known=outer.known', 'tests/tuning/test_held_out.py::test_one_that_is_not_finite_counts_as_none'),
+  Mutant('a weight decay starts where the user set it', 'tuning/tuner', '    eta = factors.begin_decay(state.eta, state.base, self.learned)\n', '    eta = state.eta\n', 'tests/tuning/test_held_out.py::test_a_weight_decay_starts_where_all_do_and_stays_above'),
+  Mutant('a held-out gradient that is not finite counts', 'tuning/held_out', 'return Outer(matched, usable,', 'return Outer(matched, jnp.ones_like(usable),', 'tests/tuning/test_held_out.py::test_one_that_is_not_finite_counts_as_none'),
 ]  # fmt: skip
 
 

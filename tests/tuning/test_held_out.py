@@ -1,5 +1,6 @@
 """The drop-in with gradients of held-out data."""
 
+import collections
 import functools
 
 from flax import nnx
@@ -15,6 +16,7 @@ import metalr_flax
 from metalr_flax.tuning import factors
 from metalr_flax.tuning import guard
 from metalr_flax.tuning import steering
+from metalr_flax.tuning import tuner
 
 
 def sgd(learning_rate, weight_decay, momentum=0.9):
@@ -89,7 +91,7 @@ def batch_at(data, step, size=32):
 
 
 @functools.cache
-def loop(tx, steps, every):
+def loop(tx, steps, every, first=0):
   """A bare loop with a held-out gradient at each `every`-th update."""
 
   def body(data, carry, step):
@@ -97,7 +99,7 @@ def loop(tx, steps, every):
     train, held_out, _ = data
     grads = grad(params, batch_at(train, step))
     updates, state = jax.lax.cond(
-      step % every == 0,
+      step % every == first,
       lambda: tx.update(
         grads, state, params, meta_grads=grad(params, held_out)
       ),
@@ -320,6 +322,11 @@ def test_one_that_is_not_finite_counts_as_none(bad, params, data):
   wrong = jax.tree.map(lambda g: jnp.full_like(g, bad), grad(now, held_out))
   got = update(grads, state, now, meta_grads=wrong)
   assert_same_bits(got, update(grads, state, now))
+  # As the first one it begins nothing.
+  first = tx.init(params)
+  _, state = update(grads, first, params, meta_grads=wrong)
+  assert not state.held_out
+  assert_same_bits(state.eta, first.eta)
 
 
 def test_after_a_restart_the_weight_decay_is_kept(params, data):
@@ -354,10 +361,37 @@ WITHIN = {
 @tiers.parametrize('within', WITHIN, ['mask'])
 def test_within_other_transformations(within, params, data):
   tx = WITHIN[within](both())
-  _, state = loop(tx, 200, 2)(params, tx.init(params), data)
+  # MultiSteps takes the one that comes with the last of its steps.
+  _, state = loop(tx, 200, 2, 1)(params, tx.init(params), data)
+  is_ours = lambda node: isinstance(node, tuner.SelfTuningState)
+  found = jax.tree.leaves(state, is_leaf=is_ours)
+  (ours,) = [node for node in found if is_ours(node)]
+  assert ours.held_out
   learned = metalr_flax.hyperparams_of(state)
   assert learned['learning_rate'] > 1e-4
   assert learned['weight_decay'] != pytest.approx(0.1)
+
+
+def test_a_decay_learned_by_one_minus_it_is_as_any_other(params, data):
+  tx = metalr_flax.self_tuning(
+    injected(decay=1e-5),
+    learned={'learning_rate': 'log', 'weight_decay': 'one_minus_log'},
+  )
+  _, state = loop(tx, 100, 1)(params, tx.init(params), data)
+  value = metalr_flax.hyperparams_of(state)['weight_decay']
+  assert -0.01 < value < 0.5
+
+
+def test_containers_of_another_order_are_matched_by_name(params):
+  tx = both()
+  grads = {'a': jnp.ones(3), 'b': -jnp.ones(3)}
+  start = {'a': jnp.ones(3), 'b': jnp.ones(3)}
+  _, state = tx.update(grads, tx.init(start), start, meta_grads=grads)
+  turned = collections.OrderedDict(b=grads['b'], a=2 * grads['a'])
+  straight = {'a': 2 * grads['a'], 'b': grads['b']}
+  assert_same_bits(
+    *[tx.update(grads, state, start, meta_grads=m) for m in (turned, straight)]
+  )
 
 
 def test_a_flax_nnx_loop_is_the_bare_loop(params, data):
