@@ -10,7 +10,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
+from metalr_flax.engine import inner as inner_lib
 from metalr_flax.engine import losses
 from metalr_flax.engine import optimizers
 from metalr_flax.engine import paths
@@ -61,9 +63,27 @@ def check_names(
       f'{name}: is in {has} and not in {lacks}; name the same in both'
     )
   labels = _check_labels(problem.labels, inner.params)
-  for name, value in values.items():
+  of_tx, of_loss = inner_lib.divide(values, problem.loss_hyperparams)
+  for name, value in of_tx.items():
     _check_group_names(name, value, labels)
-  optimizers.check_injected(values, inner.opt_state)
+  optimizers.check_injected(of_tx, inner.opt_state)
+  _check_not_injected(of_loss, inner.opt_state)
+
+
+def _check_not_injected(
+  of_loss: Mapping[str, Any], opt_state: optax.OptState
+) -> None:
+  """Refuses the loss's hyperparameters of a name that tx has, too."""
+  known = {
+    name
+    for _, node in optimizers.find_injected(opt_state)
+    for name in node.hyperparams
+  }
+  for name in sorted(known & {*of_loss}):
+    raise ValueError(
+      f'loss_hyperparams: {name!r} is injected by tx as well; rename the '
+      f"loss's argument"
+    )
 
 
 def _check_labels(labels: PyTree | None, params: PyTree) -> set[str]:
@@ -176,24 +196,48 @@ def check_effect(inert: list[str]) -> None:
     raise InertError(inert[0])
 
 
-def check_losses(problem: Problem, carry: Carry, *, held_out: bool) -> None:
+def check_objective(problem: Problem, *, online: bool) -> None:
+  """Refuses hyperparameters of the loss where it is its own outer loss.
+
+  Raises:
+    ValueError: naming the first.
+  """
+  if online and problem.loss_hyperparams:
+    raise ValueError(
+      f"objective='online': the outer loss is the inner one, which "
+      f'{min(problem.loss_hyperparams)} could lower by itself; use '
+      f"objective='held_out'"
+    )
+
+
+def check_losses(
+  eta: Eta, carry: Carry, problem: Problem, *, held_out: bool
+) -> None:
   """Refuses losses that do not depend on the parameters.
 
   Args:
-    problem: the bilevel problem.
+    eta: for the shapes of the loss's hyperparameters.
     carry: for its shapes.
+    problem: the bilevel problem.
     held_out: whether the outer loss is one of its own.
 
   Raises:
     LossError: naming the first, and as `losses.checked`.
   """
+  _, of_loss = inner_lib.divide(eta, problem.loss_hyperparams)
+  given: dict[str, Any] = {'loss_fn': of_loss}
   asked = {'loss_fn': (problem.loss_fn, problem.next_batch)}
   if held_out:
     asked['meta_loss_fn'] = problem.meta_loss_fn, problem.next_meta_batch
   for name, (loss_fn, next_batch) in asked.items():
     _, batch = jax.eval_shape(next_batch, carry.data_state)
     losses.check_uses_params(
-      name, loss_fn, carry.inner.params, carry.inner.model_state, batch
+      name,
+      loss_fn,
+      carry.inner.params,
+      carry.inner.model_state,
+      batch,
+      **given.get(name, {}),
     )
 
 

@@ -3,7 +3,9 @@ r"""How much of the Hessian a meta-gradient sees.
 An update uses g = dL/dtheta; its derivative in eta passes through g by the
 Hessian-vector product H (dtheta/deta), two thirds of the cost of an exact
 meta-gradient. A curvature decides what stands in for it. Values never change:
-loss and gradient are those of the whole batch in each case.
+loss and gradient are those of the whole batch in each case. The derivative of g
+in a hyperparameter of the loss is no Hessian: 'none' has it, too, and
+'subsample' has it on its part of the batch.
 """
 
 from collections.abc import Callable
@@ -34,9 +36,11 @@ def none(loss_fn: LossFn) -> GradFn:
   Franceschi et al. 2017, https://arxiv.org/abs/1703.01785.
   """
 
-  def gradient(params: PyTree, model_state: PyTree, batch: PyTree) -> Any:
+  def gradient(
+    params: PyTree, model_state: PyTree, batch: PyTree, **given: Any
+  ) -> Any:
     (loss, aux), grads = exact(loss_fn)(
-      *jax.lax.stop_gradient((params, model_state)), batch
+      *jax.lax.stop_gradient((params, model_state)), batch, **given
     )
     return (_with_slope(loss, grads, params), aux), grads
 
@@ -54,10 +58,14 @@ def subsample(share: float) -> Callable[[LossFn], GradFn]:
   def make(loss_fn: LossFn) -> GradFn:
     without = none(loss_fn)
 
-    def gradient(params: PyTree, model_state: PyTree, batch: PyTree) -> Any:
-      (loss, aux), grads = without(params, model_state, batch)
+    def gradient(
+      params: PyTree, model_state: PyTree, batch: PyTree, **given: Any
+    ) -> Any:
+      (loss, aux), grads = without(params, model_state, batch, **given)
       part = jax.tree.map(lambda a: _head(a, share), batch)
-      sampled, _ = jax.grad(loss_fn, has_aux=True)(params, model_state, part)
+      sampled, _ = jax.grad(loss_fn, has_aux=True)(
+        params, model_state, part, **given
+      )
       return (loss, aux), _with_derivative_of(grads, sampled)
 
     return gradient

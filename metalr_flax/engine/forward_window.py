@@ -107,6 +107,7 @@ def _unroll(
         batch,
         grad_fn=grad_fn,
         tx=problem.tx,
+        loss_hyperparams=problem.loss_hyperparams,
       )
       return paths.name_leaves(new), metrics['loss'], (new, metrics, grads)
 

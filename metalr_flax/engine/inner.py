@@ -7,7 +7,7 @@ Everything here is pure, and differentiable in lambda by either mode.
 Shape legend: K unroll_length.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 import functools
 import math
 from typing import Any
@@ -38,16 +38,19 @@ def inner_step(
   *,
   grad_fn: GradFn,
   tx: optax.GradientTransformation,
+  loss_hyperparams: Collection[str] = (),
   for_reverse: bool = False,
 ) -> tuple[InnerState, Metrics, PyTree]:
   """One update of the model on one batch.
 
   Args:
     inner: params, model_state and opt_state before the update.
-    hyperparams: values for the injected optimizer, scalars by name (and group).
+    hyperparams: values for the injected optimizer, scalars by name (and group),
+      and for the loss.
     batch: whatever the loss takes.
     grad_fn: loss and gradient, `curvature.exact(loss_fn)` or another curvature.
     tx: the inner optimizer, made by `optax.inject_hyperparams`.
+    loss_hyperparams: the names of those that the loss takes.
     for_reverse: whether reverse mode is to go through it.
 
   Returns:
@@ -58,16 +61,17 @@ def inner_step(
   Raises:
     ValueError: for a hyperparameter that `tx` has not injected.
   """
-  optimizers.check_injected(hyperparams, inner.opt_state)
+  of_tx, of_loss = divide(hyperparams, loss_hyperparams)
+  optimizers.check_injected(of_tx, inner.opt_state)
   (loss, (model_state, metrics)), grads = grad_fn(
-    inner.params, inner.model_state, batch
+    inner.params, inner.model_state, batch, **of_loss
   )
   chex.assert_rank(loss, 0)
   updates, opt_state = propose(
     inner.params,
     inner.opt_state,
     jax.tree.map(jnp.conj, grads),  # of complex numbers as optax wants it
-    hyperparams,
+    of_tx,
     tx=tx,
     for_reverse=for_reverse,
   )
@@ -78,6 +82,14 @@ def inner_step(
   )
   loss = jnp.where(all_finite(grads), loss, jnp.nan)
   return inner, {**metrics, 'loss': loss}, grads
+
+
+def divide(
+  hyperparams: Mapping[str, Any], loss_hyperparams: Collection[str]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+  """The hyperparameters of the optimizer, and those of the loss."""
+  of_tx = {n: v for n, v in hyperparams.items() if n not in loss_hyperparams}
+  return of_tx, {name: hyperparams[name] for name in loss_hyperparams}
 
 
 def all_finite(tree: PyTree) -> jax.Array:
@@ -133,6 +145,7 @@ def unroll(
   tx: optax.GradientTransformation,
   next_batch: NextBatch,
   unroll_length: int,
+  loss_hyperparams: Collection[str] = (),
   remat: str = 'none',
 ) -> tuple[InnerState, PyTree, Metrics]:
   """K inner updates, each on a fresh batch drawn inside the loop.
@@ -143,11 +156,13 @@ def unroll(
   Args:
     inner: the state before the window.
     data_state: the sampler's position before the window.
-    hyperparams: values for the injected optimizer, the same for all K updates.
+    hyperparams: values for the injected optimizer and the loss, the same for
+      all K updates.
     grad_fn: see `inner_step`.
     tx: see `inner_step`.
     next_batch: `data_state -> (data_state, batch)`.
     unroll_length: K >= 1.
+    loss_hyperparams: see `inner_step`.
     remat: what reverse mode keeps of each update: all of it ('none'), the state
       before it ('step'), or the state before every sqrt(K)-th ('sqrt').
 
@@ -165,7 +180,13 @@ def unroll(
     inner, data_state = carry
     data_state, batch = next_batch(data_state)
     inner, metrics, _ = inner_step(
-      inner, hyperparams, batch, grad_fn=grad_fn, tx=tx, for_reverse=True
+      inner,
+      hyperparams,
+      batch,
+      grad_fn=grad_fn,
+      tx=tx,
+      loss_hyperparams=loss_hyperparams,
+      for_reverse=True,
     )
     return (inner, data_state), metrics
 

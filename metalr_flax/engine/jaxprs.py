@@ -40,10 +40,11 @@ def with_rule(
     JAX may go through.
   """
 
-  def replayed(*args: Any) -> Any:
-    closed, shape = jax.make_jaxpr(function, return_shape=True)(*args)
+  def replayed(*args: Any, **kwargs: Any) -> Any:
+    trace = jax.make_jaxpr(function, return_shape=True)
+    closed, shape = trace(*args, **kwargs)
     leaves = _evaluate(
-      closed.jaxpr, closed.consts, jax.tree.leaves(args), make_rule()
+      closed.jaxpr, closed.consts, jax.tree.leaves((args, kwargs)), make_rule()
     )
     return jax.tree.unflatten(jax.tree.structure(shape), leaves)
 

@@ -22,15 +22,18 @@ def checked(name: str, loss_fn: LossFn) -> LossFn:
 
   Args:
     name: the argument that gave it, for the message.
-    loss_fn: `(params, model_state, batch) -> (loss, (model_state, metrics))`.
+    loss_fn: `(params, model_state, batch, **hyperparams) -> (loss,
+      (model_state, metrics))`.
 
   Returns:
     The same function. It raises a LossError where the loss is no float scalar
     of JAX, or the metrics are not scalars by name.
   """
 
-  def checked_loss(params: PyTree, model_state: PyTree, batch: PyTree) -> Any:
-    result = loss_fn(params, model_state, batch)
+  def checked_loss(
+    params: PyTree, model_state: PyTree, batch: PyTree, **given: Any
+  ) -> Any:
+    result = loss_fn(params, model_state, batch, **given)
     fault = _fault_of(result)
     if fault:
       raise LossError(f'{name}: {fault}')
@@ -40,7 +43,12 @@ def checked(name: str, loss_fn: LossFn) -> LossFn:
 
 
 def check_uses_params(
-  name: str, loss_fn: LossFn, params: PyTree, model_state: PyTree, batch: PyTree
+  name: str,
+  loss_fn: LossFn,
+  params: PyTree,
+  model_state: PyTree,
+  batch: PyTree,
+  **given: Any,
 ) -> None:
   """Refuses a loss that does not depend on the parameters it is given.
 
@@ -52,13 +60,14 @@ def check_uses_params(
     params: for their shapes.
     model_state: for its shapes.
     batch: for its shapes.
+    **given: the loss's own hyperparameters.
 
   Raises:
     LossError: where it does not, and as `checked`.
   """
   loss_fn = checked(name, loss_fn)
   if not jaxprs.depends_on_first(
-    lambda p, s, b: loss_fn(p, s, b)[0], params, model_state, batch
+    lambda p, s, b: loss_fn(p, s, b, **given)[0], params, model_state, batch
   ):
     raise LossError(
       f'{name}: its loss does not depend on the parameters, so that its '

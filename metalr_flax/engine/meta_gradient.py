@@ -92,14 +92,14 @@ class Estimator:
     """Whether Z outlives its window, as `MetaTrainState.tangents`."""
     return self.kind == 'forward' and self.discount > 0
 
-  @property
-  def per_group(self) -> bool:
+  def per_group(self, problem: Problem) -> bool:
     """Whether each group needs a direction of its own.
 
     Without the Hessian each parameter's tangent stays with its own group's
-    eta, so one tangent tree serves all groups.
+    eta, so one tangent tree serves all groups. A hyperparameter of the loss
+    moves them all.
     """
-    return self.curvature != 'none'
+    return self.curvature != 'none' or bool(problem.loss_hyperparams)
 
   def grad_fn(self, loss_fn: LossFn) -> GradFn:
     """The loss's gradient, with the curvature that its derivative sees."""
@@ -145,7 +145,8 @@ class Estimator:
   ) -> dict[str, jax.ShapeDtypeStruct]:
     """Forward mode's Z: a tangent for each leaf that eta moves, by path."""
     moving = self._find_reach(eta, carry, problem)[-1]
-    count = forward.count_directions(eta, per_group=self.per_group)
+    per_group = self.per_group(problem)
+    count = forward.count_directions(eta, per_group=per_group)
     return {
       path: jax.ShapeDtypeStruct((count, *leaf.shape), leaf.dtype)
       for path, leaf in paths.name_leaves(carry.inner).items()
@@ -166,6 +167,7 @@ class Estimator:
         batch,
         grad_fn=grad_fn,
         tx=problem.tx,
+        loss_hyperparams=problem.loss_hyperparams,
       )
       return paths.name_leaves(new)
 
@@ -177,12 +179,16 @@ class Estimator:
     """Refuses what has no meta-gradient, or one that is identically zero."""
     plain = self.kind == 'none'
     agreement.check_names(eta, carry.inner, problem)
-    agreement.check_losses(problem, carry, held_out=not (plain or self.online))
+    agreement.check_losses(
+      eta, carry, problem, held_out=not (plain or self.online)
+    )
     if plain:
       return
+    agreement.check_objective(problem, online=self.online)
     one = self.online and problem.unroll_length == 1
     agreement.check_learnable(eta, alone=one and not self.discount)
-    agreement.check_groups(eta, carry.inner, problem, mixed=self.per_group)
+    mixed = self.per_group(problem)
+    agreement.check_groups(eta, carry.inner, problem, mixed=mixed)
     agreement.check_effect(self.find_inert(eta, carry, problem))
 
   def __call__(
@@ -277,7 +283,7 @@ def _forward(
     carry.replace(tangents=z),
     problem,
     grad_fn=estimator.grad_fn(problem.loss_fn),
-    per_group=estimator.per_group,
+    per_group=estimator.per_group(problem),
     online=estimator.online,
   )
   if not estimator.keeps_tangents:

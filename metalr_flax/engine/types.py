@@ -5,7 +5,7 @@ model's (Dropout) in `model_state`, so that everything random moves on exactly
 when it is used and a resumed run draws what an uninterrupted one draws.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 import dataclasses
 from typing import Any
 
@@ -21,12 +21,10 @@ PyTree = Any
 Eta = dict[str, Any]
 # Scalars by name; by public metric key (`train/loss`, ...) after a window.
 Metrics = dict[str, jax.Array]
-# (params, model_state, batch) -> (loss, (model_state, metrics))
-LossFn = Callable[[PyTree, PyTree, PyTree], tuple[jax.Array, Any]]
-# (params, model_state, batch) -> ((loss, (model_state, metrics)), grads)
-GradFn = Callable[
-  [PyTree, PyTree, PyTree], tuple[tuple[jax.Array, Any], PyTree]
-]
+# (params, model_state, batch, **hyperparams) -> (loss, (model_state, metrics))
+LossFn = Callable[..., tuple[jax.Array, Any]]
+# The same arguments -> ((loss, (model_state, metrics)), grads)
+GradFn = Callable[..., tuple[tuple[jax.Array, Any], PyTree]]
 # data_state -> (data_state, batch); pure.
 NextBatch = Callable[[PyTree], tuple[PyTree, PyTree]]
 
@@ -121,9 +119,10 @@ class Problem:
 
   Attributes:
     loss_fn: inner loss, `(params, model_state, batch) -> (loss, (model_state,
-      metrics))`; metrics are scalars by name.
-    meta_loss_fn: outer loss F of a window's last batch, the same signature; the
-      model_state that it returns is dropped.
+      metrics))`; metrics are scalars by name. Its own hyperparameters, where
+      any are learned, are keyword arguments.
+    meta_loss_fn: outer loss F of a window's last batch, of the same first three
+      arguments alone; the model_state that it returns is dropped.
     next_batch: `data_state -> (data_state, batch)`, draws an inner batch.
     next_meta_batch: the same for the outer loss's batch.
     tx: inner optimizer made by `optax.inject_hyperparams`, or by
@@ -133,10 +132,13 @@ class Problem:
     unroll_length: K >= 1, inner updates in a window.
     labels: the group's name of each parameter, a tree of params' structure;
       None where all share one set of hyperparameters.
+    loss_hyperparams: those of the learned names that `loss_fn` takes, e.g.
+      `('label_smoothing',)`; all others are those of `tx`. A value is a scalar,
+      or scalars by name (a weight for each class).
 
   Raises:
-    ValueError: for an unknown bijection or an unroll_length that is no integer
-      of 1 or more.
+    ValueError: for an unknown bijection, a loss hyperparameter without one, or
+      an unroll_length that is no integer of 1 or more.
   """
 
   loss_fn: LossFn
@@ -147,6 +149,7 @@ class Problem:
   bijections: Mapping[str, str]
   unroll_length: int
   labels: Any = None
+  loss_hyperparams: Collection[str] = ()
 
   def __post_init__(self) -> None:
     """Refuses values that no window can use."""
@@ -158,3 +161,24 @@ class Problem:
       )
     for name, spec in self.bijections.items():
       ranges.check(name, spec)
+    check_loss_hyperparams(self.loss_hyperparams, self.bijections)
+
+
+def check_loss_hyperparams(
+  names: Collection[str], bijections: Mapping[str, str]
+) -> None:
+  """Refuses names of loss hyperparameters that are not learned.
+
+  Raises:
+    ValueError: naming the first.
+  """
+  if isinstance(names, str):
+    raise ValueError(
+      f'loss_hyperparams={names!r}: must be several names; write them as a list'
+    )
+  for name in names:
+    if name not in bijections:
+      raise ValueError(
+        f'loss_hyperparams: {name!r} has no bijection; add it to bijections, '
+        f'or give loss_fn its value'
+      )

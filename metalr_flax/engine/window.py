@@ -53,6 +53,7 @@ def unroll(
     tx=problem.tx,
     next_batch=problem.next_batch,
     unroll_length=problem.unroll_length,
+    loss_hyperparams=problem.loss_hyperparams,
     remat=remat,
   )
   return carry.replace(inner=inner, data_state=data_state), means(metrics)

@@ -15,7 +15,7 @@ from flax import nnx
 import jax
 
 PyTree = Any
-ModelLoss = Callable[[nnx.Module, PyTree], tuple[jax.Array, dict]]
+ModelLoss = Callable[..., tuple[jax.Array, dict]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -81,18 +81,19 @@ def make_loss_fn(definition: Definition, loss: ModelLoss) -> Callable:
 
   Args:
     definition: the module in the wanted mode.
-    loss: `(model, batch) -> (loss, metrics)`, as `Task.loss`.
+    loss: `(model, batch, **hyperparams) -> (loss, metrics)`, as `Task.loss`.
 
   Returns:
-    `(params, model_state, batch) -> (loss, (model_state, metrics))`. What the
-    loss returns is passed on as it is; the engine refuses what it cannot use.
+    `(params, model_state, batch, **hyperparams) -> (loss, (model_state,
+    metrics))`. What the loss returns is passed on as it is; the engine refuses
+    what it cannot use.
   """
 
   def loss_fn(
-    params: PyTree, model_state: PyTree, batch: PyTree
+    params: PyTree, model_state: PyTree, batch: PyTree, **given: Any
   ) -> tuple[jax.Array, Any]:
     model = definition.merge(params, model_state)
-    result: Any = loss(model, batch)
+    result: Any = loss(model, batch, **given)
     value, *metrics = result if isinstance(result, (tuple, list)) else (result,)
     nnx.pop(model, nnx.Intermediate)
     _, _, rest = _split(model)
