@@ -31,9 +31,9 @@ def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
   for section in schema.SECTIONS:
     if section in plain and not isinstance(plain[section], dict):
       check_name(section)
-  _complete(plain)
+  schema.complete(plain)
   _check_fields(dict(_flatten(plain)), schema.FIELDS)
-  _check_learned(plain['inner'], plain['meta'])
+  _check_learned(plain['inner'], plain['task'], plain['meta'])
   _check_estimator(plain['meta'])
   return plain
 
@@ -131,7 +131,9 @@ def _flatten(plain: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
       yield name, value
 
 
-def _check_learned(inner: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
+def _check_learned(
+  inner: Mapping[str, Any], task: Mapping[str, Any], meta: Mapping[str, Any]
+) -> None:
   """Refuses to learn nothing, by no bijection, or from outside its range."""
   learned = meta['learned']
   if not learned and meta['estimator'] != 'none':
@@ -154,16 +156,38 @@ def _check_learned(inner: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
         'must be a known bijection',
         suggest(str(kind), (*ranges.RANGES, 'sigmoid(low, high)')),
       ) from error
-    if name in values:
+    if name in task['loss_kwargs']:
+      _check_only(name, values)
+      _check_loss_hyperparam(name, kind, task['loss_kwargs'][name], meta)
+    elif name in values:
       check_initial(*values[name], kind)
 
 
-def _complete(plain: dict[str, Any]) -> None:
-  """Writes the optional fields into a config that leaves them out."""
-  for name, value in schema.OPTIONAL.items():
-    section, key = name.split('.')
-    if isinstance(plain.get(section), dict):
-      plain[section].setdefault(key, value)
+def _check_only(name: str, values: Mapping[str, tuple[str, Any]]) -> None:
+  """Refuses a learned name of the loss that the optimizer has, too."""
+  if name in values:
+    raise errors.ConfigError(
+      f'task.loss_kwargs.{name}: is learned, and so is {values[name][0]} by '
+      f"that name; rename the loss's argument"
+    )
+
+
+def _check_loss_hyperparam(
+  name: str, kind: str, value: Any, meta: Mapping[str, Any]
+) -> None:
+  """Refuses a learned argument of the loss that cannot be learned."""
+  field = f'task.loss_kwargs.{name}'
+  if meta['objective'] == 'online' and meta['estimator'] != 'none':
+    raise errors.ConfigError.of(
+      'meta.objective',
+      'online',
+      f"is the training loss itself, which the loss's own {name} could lower "
+      f'without any training',
+      'set --config.meta.objective=held_out',
+    )
+  values = value if isinstance(value, dict) else {'': value}
+  for label, number in values.items():
+    check_initial(f'{field}.{label}'.rstrip('.'), number, kind)
 
 
 def _check_estimator(meta: Mapping[str, Any]) -> None:

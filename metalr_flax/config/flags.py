@@ -182,7 +182,7 @@ def _load(path: pathlib.Path, argument: list[str]) -> config_dict.ConfigDict:
     holder = config.get(section)
     if type(holder) is config_dict.ConfigDict and name not in holder:
       with holder.unlocked():
-        holder[name] = value
+        holder[name] = config_dict.ConfigDict(value) if value == {} else value
   return config
 
 

@@ -4,6 +4,7 @@ The tables are literal and import no JAX.
 """
 
 from collections.abc import Callable, Iterator, Mapping
+import copy
 import math
 import re
 from typing import Any, NamedTuple
@@ -30,6 +31,10 @@ OPTIMIZERS = (
   'optimistic_gradient_descent', 'radam', 'rmsprop', 'sgd', 'sign_sgd', 'sm3',
   'yogi',
 )  # fmt: skip
+
+# Our own rule as the outer optimizer.
+STEERING = 'steering'
+META_OPTIMIZERS = (*OPTIMIZERS, STEERING)
 
 CADENCES = ('log_every', 'eval_every', 'checkpoint_every')
 # `log_every` ends no chunk: the metrics of all its steps are fetched anyway.
@@ -107,7 +112,7 @@ GROUPS = Rule(
 )
 
 # What a config file may leave out, with what it means then.
-OPTIONAL = {'meta.groups': ''}
+OPTIONAL: dict[str, Any] = {'meta.groups': '', 'task.loss_kwargs': {}}
 FIELDS: dict[str, Rule] = {
   'seed': SEED,
   'num_outer_steps': INTEGER,
@@ -119,6 +124,7 @@ FIELDS: dict[str, Rule] = {
   'task.batch_size': POSITIVE_INTEGER,
   'task.path': TEXT,
   'task.kwargs': MAPPING,
+  'task.loss_kwargs': MAPPING,
   'model.name': _name_or_class(MODELS, 'model'),
   'model.kwargs': MAPPING,
   'inner.optimizer': OPTIMIZER,
@@ -133,7 +139,7 @@ FIELDS: dict[str, Rule] = {
   'meta.discount': SHARE,
   'meta.objective': _one_of(OBJECTIVES, 'objective'),
   'meta.groups': GROUPS,
-  'meta.optimizer': OPTIMIZER,
+  'meta.optimizer': _name_or_class(META_OPTIMIZERS, 'optax optimizer'),
   'meta.learning_rate': NUMBER,
 }
 # The names that a field may have.
@@ -141,7 +147,7 @@ NAMES = {
   'task.name': TASKS,
   'model.name': MODELS,
   'inner.optimizer': OPTIMIZERS,
-  'meta.optimizer': OPTIMIZERS,
+  'meta.optimizer': META_OPTIMIZERS,
   'meta.estimator': ESTIMATORS,
   'meta.remat': REMATS,
   'meta.curvature': CURVATURES,
@@ -165,6 +171,14 @@ def to_plain(config: Mapping[str, Any]) -> dict[str, Any]:
     ConfigError: for a value that is neither, or a number that is not finite.
   """
   return _plain('', config)
+
+
+def complete(plain: dict[str, Any]) -> None:
+  """Writes the optional fields into a config that leaves them out."""
+  for name, value in OPTIONAL.items():
+    section, key = name.split('.')
+    if isinstance(plain.get(section), dict):
+      plain[section].setdefault(key, copy.copy(value))
 
 
 def flatten(

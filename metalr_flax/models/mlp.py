@@ -6,20 +6,31 @@ import itertools
 from flax import nnx
 import jax
 
+from metalr_flax.models import dropout
+
 
 class MLP(nnx.Module):
   """Dense layers with ReLU between them.
 
   Attributes:
     layers: `len(features) - 1` dense layers, He-normal weights, zero biases.
+    dropout: after each ReLU, at the rate that a call gives; None where no call
+      will give one.
   """
 
-  def __init__(self, *, features: Sequence[int], rngs: nnx.Rngs):
+  def __init__(
+    self,
+    *,
+    features: Sequence[int],
+    gaussian_dropout: bool = False,
+    rngs: nnx.Rngs,
+  ):
     """Builds the layers.
 
     Args:
       features: widths from the input to the output, e.g. `(64, 128, 10)`.
-      rngs: the source of the initial weights.
+      gaussian_dropout: whether calls may give a `dropout_rate`.
+      rngs: the source of the initial weights, and of the dropout's stream.
     """
     self.layers = nnx.List(
       [
@@ -29,9 +40,22 @@ class MLP(nnx.Module):
         for d_in, d_out in itertools.pairwise(features)
       ]
     )
+    self.dropout = (
+      dropout.GaussianDropout(rngs=rngs) if gaussian_dropout else None
+    )
 
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """Maps `[B, features[0]]` to `[B, features[-1]]`."""
+  def __call__(
+    self, x: jax.Array, dropout_rate: jax.typing.ArrayLike | None = None
+  ) -> jax.Array:
+    """Maps `[B, features[0]]` to `[B, features[-1]]`.
+
+    Raises:
+      ValueError: for a dropout_rate in a model without dropout.
+    """
+    if dropout_rate is not None and self.dropout is None:
+      raise ValueError('dropout_rate: needs gaussian_dropout=True')
     for layer in self.layers[:-1]:
       x = jax.nn.relu(layer(x))
+      if self.dropout is not None and dropout_rate is not None:
+        x = self.dropout(x, dropout_rate)
     return self.layers[-1](x)

@@ -1,6 +1,6 @@
 """The base class of tasks that classify a small data set."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from flax import nnx
@@ -86,13 +86,36 @@ class Classification(task.Task):
     return {**data_state, 'meta': stream}, batch
 
   def loss(
-    self, model: nnx.Module, batch: Any
+    self,
+    model: nnx.Module,
+    batch: Any,
+    *,
+    label_smoothing: jax.typing.ArrayLike | None = None,
+    class_weights: Mapping[str, jax.typing.ArrayLike] | None = None,
+    dropout_rate: jax.typing.ArrayLike | None = None,
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Softmax cross-entropy in nats, mean over the batch, and accuracy."""
-    logits, labels = model(batch[self.input_name]), batch['label']
+    """Softmax cross-entropy in nats, mean over the batch, and accuracy.
+
+    Args:
+      model: maps the batch's inputs to logits [B, C].
+      batch: inputs and labels.
+      label_smoothing: share of each label that is spread evenly over all
+        classes, in [0, 1) (Szegedy et al. 2016,
+        https://arxiv.org/abs/1512.00567).
+      class_weights: the weight of an example in the mean by its class, `{'0':
+        2.0}`; 1 for a class that is not named. Only their ratios matter.
+      dropout_rate: for a model whose call takes it, see
+        `models.GaussianDropout`.
+    """
+    given = {} if dropout_rate is None else {'dropout_rate': dropout_rate}
+    logits, labels = model(batch[self.input_name], **given), batch['label']
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    if label_smoothing is not None:
+      even = -jnp.mean(jax.nn.log_softmax(logits), axis=-1)
+      losses = losses + label_smoothing * (even - losses)
     accuracy = jnp.mean(jnp.argmax(logits, axis=-1) == labels)
-    return jnp.mean(losses), {'accuracy': accuracy}
+    mean = _weighted_mean(losses, labels, class_weights or {}, logits.shape[-1])
+    return mean, {'accuracy': accuracy}
 
   def objective(self, model: nnx.Module, data_state: Any) -> jax.Array:
     """The cross-entropy's mean over the whole train part."""
@@ -102,6 +125,25 @@ class Classification(task.Task):
   def eval_batches(self) -> Iterable[Any]:
     """The test part in one batch."""
     return [self.test]
+
+
+def _weighted_mean(
+  losses: jax.Array,
+  labels: jax.Array,
+  class_weights: Mapping[str, jax.typing.ArrayLike],
+  classes: int,
+) -> jax.Array:
+  """The mean of losses [B], each with the weight of its class."""
+  if not class_weights:
+    return jnp.mean(losses)
+  weights = jnp.ones_like(losses)
+  for name, weight in class_weights.items():
+    if not name.isdecimal() or int(name) >= classes:
+      raise ValueError(
+        f'class_weights: {name!r} is no class; they are 0 to {classes - 1}'
+      )
+    weights = jnp.where(labels == int(name), weight, weights)
+  return jnp.sum(weights * losses) / jnp.sum(weights)
 
 
 def split(

@@ -18,13 +18,16 @@ import optax
 from metalr_flax import errors
 from metalr_flax import models
 from metalr_flax import tasks
+from metalr_flax.config import schema
 from metalr_flax.engine import meta_gradient
 from metalr_flax.engine import outer
 from metalr_flax.engine import types
 from metalr_flax.models import functional
+from metalr_flax.trainer import build_loss
 from metalr_flax.trainer import build_optimizers
 from metalr_flax.trainer import evaluate
 from metalr_flax.trainer import lookup
+from metalr_flax.tuning import steered
 from metalr_flax.workdir import fingerprint
 
 Config = Mapping[str, Any]
@@ -136,25 +139,32 @@ def _build_problem(
   inner_section, meta = config['inner'], config['meta']
   factory = lookup.find_factory('inner.optimizer', inner_section['optimizer'])
   labels = build_optimizers.build_labels(meta['groups'], split.params)
+  fixed, of_loss = build_loss.divide(config['task'], meta['learned'], task)
+  of_tx = {n: kind for n, kind in meta['learned'].items() if n not in of_loss}
   initial = build_optimizers.initial_hyperparams(
-    inner_section, meta['learned'], factory, labels
+    inner_section, of_tx, factory, labels
   )
+  if meta['optimizer'] == schema.STEERING:
+    initial = steered.begin(
+      initial, of_tx, held_out=meta['objective'] == 'held_out'
+    )
   problem = types.Problem(
-    loss_fn=functional.make_loss_fn(split.train, task.loss),
+    loss_fn=functional.make_loss_fn(
+      split.train, functools.partial(task.loss, **fixed)
+    ),
     meta_loss_fn=functional.make_loss_fn(split.meta, task.loss),
     next_batch=task.next,
     next_meta_batch=task.next_meta if _has_next_meta(task) else task.next,
-    tx=build_optimizers.build_tx(
-      inner_section, meta['learned'], factory, labels
-    ),
+    tx=build_optimizers.build_tx(inner_section, of_tx, factory, labels),
     bijections=meta['learned'],
     unroll_length=meta['unroll_length'],
     labels=labels,
+    loss_hyperparams=tuple(of_loss),
   )
   build_optimizers.check_update(
     'inner.kwargs', inner_section['optimizer'], problem.tx, split.params
   )
-  return problem, initial
+  return problem, {**initial, **of_loss}
 
 
 def randomness(config: Config) -> contextlib.AbstractContextManager:

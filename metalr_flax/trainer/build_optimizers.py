@@ -9,8 +9,10 @@ import optax
 
 from metalr_flax import errors
 from metalr_flax.config import check
+from metalr_flax.config import schema
 from metalr_flax.engine import optimizers
 from metalr_flax.trainer import lookup
+from metalr_flax.tuning import steered
 
 Section = Mapping[str, Any]
 
@@ -36,7 +38,8 @@ def initial_hyperparams(
     if name not in parameters:
       raise errors.ConfigError(
         f'meta.learned.{name}={kind}: {section["optimizer"]} has no such '
-        f'argument; {check.suggest(name, tuple(parameters))}'
+        f'argument; {check.suggest(name, tuple(parameters))}; if it is the '
+        f"loss's, give its first value in task.loss_kwargs"
       )
     value = given.get(name, parameters[name].default)
     field = 'inner.' + ('' if name == 'learning_rate' else 'kwargs.') + name
@@ -128,9 +131,14 @@ def check_update(
 def build_meta_tx(section: Section) -> optax.GradientTransformation:
   """The outer optimizer, over eta, of a config's section `meta`.
 
+  'steering' is the drop-in's rule, which has a pace of its own and no use for
+  `meta.learning_rate`.
+
   Raises:
     ConfigError: for arguments that it refuses.
   """
+  if section['optimizer'] == schema.STEERING:
+    return steered.make(held_out=section['objective'] == 'held_out')
   factory = lookup.find_factory('meta.optimizer', section['optimizer'])
   arguments = {'learning_rate': section['learning_rate']}
   lookup.check_arguments('meta.optimizer', factory, arguments)

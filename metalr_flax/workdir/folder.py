@@ -255,6 +255,7 @@ def read_config(path: pathlib.Path) -> dict[str, Any]:
     config = files.read_json(path / CONFIG)
     if not isinstance(config, dict):
       raise ValueError('no mapping')
+    schema.complete(config)  # of a run from before such a field was there
     return schema.to_plain(config)
   except (
     FileNotFoundError, NotADirectoryError, ValueError, errors.ConfigError

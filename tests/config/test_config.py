@@ -205,6 +205,13 @@ WRONG_CONFIGS = {
   'learned argument': ({'inner.kwargs': {'decay': 1.0}, 'meta.learned': {'decay': 'sigmoid'}}, 'inner.kwargs.decay=1.0', '(0, 1)'),
   'learned below 0': ({'inner.kwargs': {'eps': -1e-8}, 'meta.learned': {'eps': 'log'}}, 'inner.kwargs.eps=-1e-08', '(0, inf)', 'log'),
   'learned integer': ({'inner.kwargs': {'eps': 1}, 'meta.learned': {'eps': 'log'}}, 'inner.kwargs.eps=1: must be a number'),
+  'learned of the loss': ({'task.loss_kwargs': {'label_smoothing': 1.0}, 'meta.learned': {'label_smoothing': 'sigmoid'}}, 'task.loss_kwargs.label_smoothing=1.0', '(0, 1)'),
+  'learned by name': ({'task.loss_kwargs': {'class_weights': {'3': 0.0}}, 'meta.learned': {'class_weights': 'log'}}, 'task.loss_kwargs.class_weights.3=0.0', '(0, inf)'),
+  'learned of the loss, integer': ({'task.loss_kwargs': {'l2': 1}, 'meta.learned': {'l2': 'log'}}, 'task.loss_kwargs.l2=1: must be a number'),
+  'learned of the loss, list': ({'task.loss_kwargs': {'l2': [1.0]}, 'meta.learned': {'l2': 'log'}}, 'task.loss_kwargs.l2=[1.0]: must be a number'),
+  'of the loss and the optimizer': ({'task.loss_kwargs': {'decay': 0.1}, 'inner.kwargs': {'decay': 0.9}, 'meta.learned': {'decay': 'sigmoid'}}, 'task.loss_kwargs.decay: is learned', 'inner.kwargs.decay', 'rename'),
+  'of the loss, online': ({'task.loss_kwargs': {'l2': 0.1}, 'meta.learned': {'l2': 'log'}, 'meta.objective': 'online'}, 'meta.objective=online: is the training loss itself', "the loss's own l2", '--config.meta.objective=held_out'),
+  'list of the loss': ({'task.loss_kwargs': ['l2']}, "task.loss_kwargs=['l2']: must be a mapping"),
   'learned string': ({'inner.kwargs': {'decay': '0.9'}, 'meta.learned': {'decay': 'sigmoid'}}, 'inner.kwargs.decay=0.9: must be a number'),
 }  # fmt: skip
 
@@ -422,6 +429,9 @@ GOOD_LINES = {
   'discount': ([DEFAULT, '--config.meta.estimator=forward', '--config.meta.discount=1'], 'checkpoints/default', {'meta.estimator': 'forward', 'meta.discount': 1.0}),
   'optional field': ([DEFAULT], 'checkpoints/default', {'meta.groups': ''}),
   'optional field, given': ([DEFAULT, '--config.meta.groups=per_leaf'], 'checkpoints/default', {'meta.groups': 'per_leaf'}),
+  'our own outer optimizer': ([DEFAULT, '--config.meta.optimizer=steering'], 'checkpoints/default', {'meta.optimizer': 'steering'}),
+  'optional mapping': ([DEFAULT], 'checkpoints/default', {'task.loss_kwargs': {}}),
+  'optional mapping, given': ([DEFAULT, "--config.task.loss_kwargs={'l2': 0.1}"], 'checkpoints/default', {'task.loss_kwargs': {'l2': 0.1}}),
   # Mappings.
   'whole mapping': ([DEFAULT, "--config.inner.kwargs={'momentum': 0.9}"], 'checkpoints/default', {'inner.kwargs': {'momentum': 0.9}}),
   'whole mapping, replaced': ([DEFAULT, "--config.task.kwargs={'noise': 2}"], 'checkpoints/default', {'task.kwargs': {'noise': 2}}),
