@@ -11,6 +11,7 @@ import optax
 from metalr_flax.engine import optimizers
 
 PyTree = Any
+RATE = 'learning_rate'
 DECAY = 'weight_decay'
 KINDS = ('log', 'one_minus_log')
 # What optax calls its decay rates.
@@ -48,7 +49,7 @@ def with_kinds(
     ValueError: where it is neither, or there is no such kind.
   """
   if learned is None:
-    learned = ['learning_rate']
+    learned = [RATE]
   listed = isinstance(learned, Iterable) and not isinstance(learned, str)
   names = list(learned) if listed else []
   if not listed or not all(isinstance(name, str) for name in names):
@@ -142,10 +143,10 @@ def constrain(base: Values, eta: Values, learned: Mapping[str, str]) -> Values:
 
 def begin_low(eta: Values, base: Values) -> Values:
   """Eta with the learning rate at `START`, or at the user's where lower."""
-  if 'learning_rate' not in eta:
+  if RATE not in eta:
     return eta
   return _with_one(
-    'learning_rate', lambda _, b: jnp.minimum(0.0, _eta_of(START, b)), eta, base
+    RATE, lambda _, b: jnp.minimum(0.0, _eta_of(START, b)), eta, base
   )
 
 

@@ -173,7 +173,7 @@ def _check(
       f'self_tuning: inner_tx={inner_tx!r}: must be an optax transformation, '
       f'e.g. optax.inject_hyperparams(optax.adam)(1e-3)'
     )
-  if schedule is not None and 'learning_rate' not in learned:
+  if schedule is not None and factors.RATE not in learned:
     raise ValueError(
       'self_tuning: schedule: multiplies the learned learning rate; add '
       "'learning_rate' to learned"

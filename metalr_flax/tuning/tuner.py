@@ -30,8 +30,6 @@ from metalr_flax.tuning import online
 from metalr_flax.tuning import select
 from metalr_flax.tuning import steering as steering_lib
 
-RATE = 'learning_rate'
-
 
 class SelfTuningState(NamedTuple):
   """The state of a self-tuned optimizer, a plain pytree of arrays.
@@ -217,7 +215,7 @@ class Tuner:
     long = online.find_slopes(
       state.eta, outer.grads, params, state.tangents, labels
     )
-    rate = {n: eta for n, eta in state.eta.items() if n == RATE}
+    rate = {n: eta for n, eta in state.eta.items() if n == factors.RATE}
     quick = online.find_slopes(rate, grads, params, state.displacement, labels)
     return long, {**jax.tree.map(jnp.zeros_like, long), **quick}
 
@@ -255,7 +253,7 @@ class Tuner:
     else goes half the way back to what the user set, and the rule begins anew.
     """
     state = self._begun(state, outer)
-    is_rate = _stack(_of_name(RATE, state.eta))
+    is_rate = _stack(_of_name(factors.RATE, state.eta))
     decay = factors.DECAY if factors.learns_decay(self.learned) else ''
     regularizes = _stack(_of_name(decay, state.eta)) & outer.held_out
     eta = _stack(state.eta)
@@ -361,10 +359,11 @@ class Tuner:
   ) -> tuple[PyTree, optax.OptState]:
     """The inner optimizer's update with the hyperparameters of eta."""
     hyperparams = factors.constrain(base, eta, self.learned)
-    if self.schedule is not None and RATE in hyperparams:
+    if self.schedule is not None and factors.RATE in hyperparams:
       scale = self.schedule(step)
-      hyperparams[RATE] = jax.tree.map(
-        lambda rate: (rate * scale).astype(rate.dtype), hyperparams[RATE]
+      hyperparams[factors.RATE] = jax.tree.map(
+        lambda rate: (rate * scale).astype(rate.dtype),
+        hyperparams[factors.RATE],
       )
     return inner_lib.propose(*inner, grads, hyperparams, tx=self.inner_tx)
 
