@@ -45,7 +45,7 @@ class SelfTuningState(NamedTuple):
     displacement: the sum of the last one to three updates, [1, ...] by place.
     guard: against explosions; None where nothing is guarded.
     step: updates done, int32 scalar.
-    held_out: whether `meta_grads` were ever given, boolean scalar.
+    held_out: whether finite `meta_grads` were ever given, boolean scalar.
   """
 
   opt_state: optax.OptState
