@@ -9,6 +9,7 @@ import optax
 
 from metalr_flax.tuning import factors
 from metalr_flax.tuning import tuner as tuner_lib
+from metalr_flax.tuning.state import SelfTuningState
 
 PyTree = Any
 PLAIN_DISCOUNT = 0.99
@@ -144,8 +145,8 @@ def counts_of(opt_state: optax.OptState) -> dict[str, Any]:
   }
 
 
-def _find(opt_state: optax.OptState, caller: str) -> tuner_lib.SelfTuningState:
-  is_ours = lambda node: isinstance(node, tuner_lib.SelfTuningState)
+def _find(opt_state: optax.OptState, caller: str) -> SelfTuningState:
+  is_ours = lambda node: isinstance(node, SelfTuningState)
   nodes = jax.tree.leaves(opt_state, is_leaf=is_ours)
   found = [node for node in nodes if is_ours(node)]
   if len(found) != 1:

@@ -123,7 +123,7 @@ MUTANTS = [
   Mutant('the held-out gradient is not looked at', 'tuning/held_out', 'return Outer(matched, usable', 'return Outer(grads, usable', 'tests/tuning/test_held_out.py::test_the_slopes_equal_finite_differences'),
   Mutant('a slope counts once however long it was waited for', 'tuning/steering', 'pace * elapsed, MAX_JUMP', 'pace, MAX_JUMP', 'tests/tuning/test_held_out.py::test_a_slope_counts_for_the_updates_without_one'),
   Mutant('the rate falls while the weight decay grows', 'tuning/steering', '(1 - grows) * moves', 'moves', 'tests/tuning/test_held_out.py::test_a_rate_does_not_fall_while_the_weight_decay_grows'),
-  Mutant('a weight decay starts where the user set it', 'tuning/tuner', '    eta = factors.begin_decay(state.eta, state.base, self.learned)\n', '    eta = state.eta\n', 'tests/tuning/test_held_out.py::test_a_weight_decay_starts_where_all_do_and_stays_above'),
+  Mutant('a weight decay starts where the user set it', 'tuning/outer_optimizer', '    eta = factors.begin_decay(state.eta, state.base, self.learned)\n', '    eta = state.eta\n', 'tests/tuning/test_held_out.py::test_a_weight_decay_starts_where_all_do_and_stays_above'),
   Mutant('a held-out gradient that is not finite counts', 'tuning/held_out', 'return Outer(matched, usable,', 'return Outer(matched, jnp.ones_like(usable),', 'tests/tuning/test_held_out.py::test_one_that_is_not_finite_counts_as_none'),
 ]  # fmt: skip
 

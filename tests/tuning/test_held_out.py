@@ -16,7 +16,7 @@ import metalr_flax
 from metalr_flax.tuning import factors
 from metalr_flax.tuning import guard
 from metalr_flax.tuning import steering
-from metalr_flax.tuning import tuner
+from metalr_flax.tuning.state import SelfTuningState
 
 
 def sgd(learning_rate, weight_decay, momentum=0.9):
@@ -363,7 +363,7 @@ def test_within_other_transformations(within, params, data):
   tx = WITHIN[within](both())
   # MultiSteps takes the one that comes with the last of its steps.
   _, state = loop(tx, 200, 2, 1)(params, tx.init(params), data)
-  is_ours = lambda node: isinstance(node, tuner.SelfTuningState)
+  is_ours = lambda node: isinstance(node, SelfTuningState)
   found = jax.tree.leaves(state, is_leaf=is_ours)
   (ours,) = [node for node in found if is_ours(node)]
   assert ours.held_out

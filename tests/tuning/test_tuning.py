@@ -17,7 +17,7 @@ import metalr_flax
 from metalr_flax.tuning import factors
 from metalr_flax.tuning import guard
 from metalr_flax.tuning import steering
-from metalr_flax.tuning import tuner
+from metalr_flax.tuning.state import SelfTuningState
 
 OPTIMIZERS = {
   'sgd': functools.partial(optax.sgd, momentum=0.9),
@@ -130,7 +130,7 @@ def test_without_learning_it_is_the_inner_optimizer(name, off, params, data):
   for got, wanted in zip(
     train(tx, params, data), train(injected(name), params, data), strict=True
   ):
-    if isinstance(got, tuner.SelfTuningState):
+    if isinstance(got, SelfTuningState):
       got = got.opt_state
     assert_same_bits(got, wanted)
 

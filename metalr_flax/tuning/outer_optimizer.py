@@ -1,0 +1,209 @@
+"""The optimizer of eta: `meta_tx` where the user gave one, otherwise our rule.
+
+It reads the slopes of the outer loss, moves eta along them, and keeps each
+hyperparameter where it can still move. The rule itself is in `steering`, which
+sees rows of numbers; here are the etas that they belong to.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from metalr_flax.engine.types import Eta, PyTree
+from metalr_flax.tuning import factors
+from metalr_flax.tuning import guard as guard_lib
+from metalr_flax.tuning import held_out as held_out_lib
+from metalr_flax.tuning import online
+from metalr_flax.tuning import select
+from metalr_flax.tuning import steering as steering_lib
+from metalr_flax.tuning.state import SelfTuningState
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OuterOptimizer:
+  """Where eta starts, and how an update of the weights moves it.
+
+  Attributes:
+    learned: the kind of each hyperparameter, see `factors`.
+    labels: the group of each parameter, as `self_tuning` was given them.
+    meta_tx: an optax optimizer of eta; None for our rule.
+  """
+
+  learned: dict[str, str]
+  labels: Any
+  meta_tx: optax.GradientTransformation | None
+
+  @property
+  def steers(self) -> bool:
+    """Whether eta moves by the rule in `steering`, not by `meta_tx`."""
+    return self.meta_tx is None and bool(self.learned)
+
+  def init_eta(self, base: factors.Values) -> Eta:
+    """The user's values; a learning rate that our rule moves starts low."""
+    eta = jax.tree.map(lambda _: jnp.zeros((), jnp.float32), base)
+    return factors.begin_low(eta, base) if self.steers else eta
+
+  def init_memory(self, eta: Eta) -> Any:
+    """The state of `meta_tx`, or of our rule, before the first update."""
+    if self.meta_tx is not None:
+      return self.meta_tx.init(eta)
+    return steering_lib.init(len(jax.tree.leaves(eta)))
+
+  def follow(
+    self, outer: held_out_lib.Outer, state: SelfTuningState, params: PyTree
+  ) -> tuple[Eta, Any]:
+    """Moves eta by `meta_tx`, or not at all.
+
+    Args:
+      outer: the gradient of the outer loss at this update.
+      state: before the update.
+      params: before the update.
+
+    Returns:
+      The new eta, and what `meta_tx` remembers.
+    """
+    if self.meta_tx is None or not self.learned:
+      return state.eta, state.meta_opt_state
+    slopes = self._find_slopes(outer, state, params)
+    slopes = jax.tree.map(lambda s, e: s.astype(e.dtype), slopes, state.eta)
+    moves, memory = self.meta_tx.update(slopes, state.meta_opt_state, state.eta)
+    finite = jnp.all(jnp.isfinite(_stack(slopes)))
+    return select.where(
+      finite & outer.known,
+      (self._moved(state, moves, jnp.inf), memory),
+      (state.eta, state.meta_opt_state),
+    )
+
+  def steer(
+    self,
+    grads: PyTree,
+    outer: held_out_lib.Outer,
+    state: SelfTuningState,
+    params: PyTree,
+    *,
+    back: jax.Array,
+    restart: jax.Array,
+  ) -> tuple[Eta, steering_lib.Steering]:
+    """Moves eta by our rule.
+
+    It rests where updates are undone. At a restart the rates are lowered, all
+    else goes half the way back to what the user set, and the rule begins anew.
+
+    Args:
+      grads: the training gradient.
+      outer: the gradient of the outer loss at this update.
+      state: before the update.
+      params: before the update.
+      back: whether the last updates are undone, boolean scalar.
+      restart: whether training begins anew, boolean scalar.
+
+    Returns:
+      The new eta, and what the rule remembers.
+    """
+    slopes = self._find_slopes(outer, state, params)
+    quick = self._find_quick_slopes(grads, state, params)
+    quick = {**jax.tree.map(jnp.zeros_like, slopes), **quick}
+    state = self._begun(state, outer)
+    is_rate, regularizes = self._marks(state)
+    eta = _stack(state.eta)
+    steering = _restarted(state.meta_opt_state, restart)
+    long, short = select.zero_where(restart, (_stack(slopes), _stack(quick)))
+    rows, steering = steering_lib.steer(
+      eta,
+      long,
+      short,
+      is_rate,
+      steering,
+      known=outer.known,
+      regularizes=regularizes,
+    )
+    fall = _fall(eta, is_rate, regularizes)
+    rows = jnp.where(restart, fall, jnp.where(back, 0, rows))
+    moves = jax.tree.unflatten(jax.tree.structure(state.eta), list(rows))
+    return self._moved(state, moves, state.step), steering
+
+  def _find_slopes(
+    self, outer: held_out_lib.Outer, state: SelfTuningState, params: PyTree
+  ) -> Eta:
+    """The outer loss's slopes along what the whole run has done."""
+    labels = factors.expand_labels(self.labels, params)
+    return online.find_slopes(
+      state.eta, outer.grads, params, state.tangents, labels
+    )
+
+  def _find_quick_slopes(
+    self, grads: PyTree, state: SelfTuningState, params: PyTree
+  ) -> Eta:
+    """The training loss's slopes along the last updates, of a learning rate."""
+    labels = factors.expand_labels(self.labels, params)
+    rate = {n: eta for n, eta in state.eta.items() if n == factors.RATE}
+    return online.find_slopes(rate, grads, params, state.displacement, labels)
+
+  def _begun(
+    self, state: SelfTuningState, outer: held_out_lib.Outer
+  ) -> SelfTuningState:
+    """The state where eta follows held-out data from this update on.
+
+    What it remembers of the training gradient's slopes is forgotten, and a
+    weight decay starts where all do.
+    """
+    eta = factors.begin_decay(state.eta, state.base, self.learned)
+    eta, steering = select.where(
+      outer.begins,
+      (eta, steering_lib.begin_long(state.meta_opt_state)),
+      (state.eta, state.meta_opt_state),
+    )
+    return state._replace(
+      eta=eta, meta_opt_state=steering, held_out=outer.held_out
+    )
+
+  def _marks(self, state: SelfTuningState) -> tuple[jax.Array, jax.Array]:
+    """Which etas are learning rates, and which held-out decays, bool [n]."""
+    decay = factors.DECAY if factors.learns_decay(self.learned) else ''
+    is_rate, is_decay = (
+      _stack(_of_name(name, state.eta)) for name in (factors.RATE, decay)
+    )
+    return is_rate, is_decay & state.held_out
+
+  def _moved(
+    self, state: SelfTuningState, moves: Eta, age: jax.typing.ArrayLike
+  ) -> Eta:
+    """The new eta, where its hyperparameters can still move."""
+    eta = jax.tree.map(
+      lambda e, move: (e + move).astype(e.dtype), state.eta, moves
+    )
+    eta = factors.clip(eta, state.base, self.learned, age)
+    if not self.steers:
+      return eta
+    kept = factors.keep_decay(eta, state.base, self.learned)
+    return select.where(state.held_out, kept, eta)
+
+
+def _restarted(
+  steering: steering_lib.Steering, restart: jax.Array
+) -> steering_lib.Steering:
+  """What the rule remembers: of an explosion alone where training restarts."""
+  return select.where(restart, steering_lib.begin_anew(steering), steering)
+
+
+def _fall(
+  eta: jax.Array, is_rate: jax.Array, regularizes: jax.Array
+) -> jax.Array:
+  """The moves at a restart: rates are lowered, a held-out decay stays, [n]."""
+  fall = jnp.where(is_rate, -guard_lib.BACK_OFF, -eta / 2)
+  return jnp.where(regularizes, 0, fall)
+
+
+def _of_name(name: str, eta: Eta) -> Eta:
+  """Whether each eta is of that hyperparameter."""
+  return {
+    other: jax.tree.map(lambda _, same=other == name: same, values)
+    for other, values in eta.items()
+  }
+
+
+def _stack(tree: PyTree) -> jax.Array:
+  return jnp.stack([jnp.asarray(leaf) for leaf in jax.tree.leaves(tree)])
