@@ -56,3 +56,21 @@ def plain_loop(tx, loss_fn, next_batch, *, steps):
     return (params, opt_state, data_state), loss
 
   return jax.jit(lambda *carry: jax.lax.scan(body, carry, length=steps))
+
+
+def after_updates(tx, params, opt_state, grads):
+  """Updates by gradients that do not depend on the parameters.
+
+  Args:
+    tx: the optimizer.
+    params: before the first update.
+    opt_state: before the first update.
+    grads: the gradient of each update.
+
+  Returns:
+    Parameters and the optimizer's state after the last one.
+  """
+  for g in grads:
+    updates, opt_state = tx.update(g, opt_state, params)
+    params = optax.apply_updates(params, updates)
+  return params, opt_state

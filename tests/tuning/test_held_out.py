@@ -168,11 +168,8 @@ def test_the_slopes_equal_finite_differences(name, groups, x64):
 
   @jax.jit
   def end(eta):
-    now, state = start, still.init(start)._replace(eta=eta)
-    for g in grads:
-      updates, state = still.update(g, state, now)
-      now = optax.apply_updates(now, updates)
-    return now, state
+    state = still.init(start)._replace(eta=eta)
+    return references.after_updates(still, start, state, grads)
 
   eta = jax.tree.map(lambda e: e.astype(jnp.float64), still.init(start).eta)
   now, state = end(eta)

@@ -172,10 +172,8 @@ def test_the_tangents_equal_finite_differences(name, x64):
 
   @jax.jit
   def end(eta):
-    now, state = params, tx.init(params)._replace(eta=eta)
-    for g in grads:
-      updates, state = tx.update(g, state, now)
-      now = optax.apply_updates(now, updates)
+    state = tx.init(params)._replace(eta=eta)
+    now, state = references.after_updates(tx, params, state, grads)
     return now['w'], state.tangents
 
   zero = {hyper: jnp.zeros(()) for hyper in LEARNED[name]}
@@ -563,9 +561,7 @@ def test_ten_in_a_row_that_are_not_finite_put_the_parameters_to_the_test(
   rate = metalr_flax.hyperparams_of(state)['learning_rate']
   nan = jax.tree.map(lambda p: jnp.full_like(p, np.nan), params)
   count = guard.PATIENCE + (then == 'bad')
-  for _ in range(count):
-    updates, state = tx.update(nan, state, now)
-    now = optax.apply_updates(now, updates)
+  now, state = references.after_updates(tx, now, state, count * [nan])
   assert metalr_flax.counts_of(state) == {'skipped': count, 'undone': 3}
   for got, good in zip(
     jax.tree.leaves(now), jax.tree.leaves(earlier), strict=True
