@@ -12,11 +12,7 @@ T = TypeVar('T')
 
 def leaves_of(field: str, tree: PyTree) -> dict[str, Any]:
   """A tree's leaves by the paths that they have as a field of InnerState."""
-  paths = jax.tree_util.tree_leaves_with_path({field: tree})
-  return {
-    jax.tree_util.keystr(path, simple=True, separator='/'): leaf
-    for path, leaf in paths
-  }
+  return dict(_named({field: tree}))
 
 
 def name_leaves(inner: InnerState) -> dict[str, jax.Array]:
@@ -25,15 +21,16 @@ def name_leaves(inner: InnerState) -> dict[str, jax.Array]:
   Raises:
     ValueError: where two leaves have one path: 'a/b', and 'b' in 'a'.
   """
-  found = _names(inner)
-  if len({*found}) < len(found):
-    raise ValueError(f'two variables share one path; rename one of {found}')
-  return dict(zip(found, jax.tree.leaves(inner), strict=True))
+  found = _named(inner)
+  names = [name for name, _ in found]
+  if len({*names}) < len(names):
+    raise ValueError(f'two variables share one path; rename one of {names}')
+  return dict(found)
 
 
 def with_leaves(inner: InnerState, leaves: dict[str, jax.Array]) -> InnerState:
   """The inner state with its leaves exchanged, by path."""
-  values = [leaves[name] for name in _names(inner)]
+  values = [leaves[name] for name, _ in _named(inner)]
   return jax.tree.unflatten(jax.tree.structure(inner), values)
 
 
@@ -57,8 +54,9 @@ def by_path(
   return {name: value for name, value in pairs if value is not None}
 
 
-def _names(inner: InnerState) -> list[str]:
+def _named(tree: PyTree) -> list[tuple[str, Any]]:
+  """The leaves of a tree, each with its path: 'a/b'."""
   return [
-    jax.tree_util.keystr(path, simple=True, separator='/')
-    for path, _ in jax.tree_util.tree_leaves_with_path(inner)
+    (jax.tree_util.keystr(path, simple=True, separator='/'), leaf)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
   ]
