@@ -17,6 +17,7 @@ import optax
 from metalr_flax.engine import agreement
 from metalr_flax.engine import bijections
 from metalr_flax.engine import inner as inner_lib
+from metalr_flax.engine import jaxprs
 from metalr_flax.engine import meta_gradient
 from metalr_flax.engine import optimizers
 from metalr_flax.engine.types import (
@@ -274,6 +275,6 @@ def _finite_parts(
 
 
 def _still_finite(new: jax.Array, old: jax.Array) -> jax.Array:
-  if not jnp.issubdtype(new.dtype, jnp.inexact):
+  if not jaxprs.is_float(new):
     return jnp.array(True)
   return jnp.all(jnp.isfinite(new) | ~jnp.isfinite(old))
