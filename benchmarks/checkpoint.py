@@ -27,7 +27,7 @@ import orbax.checkpoint as ocp
 
 from metalr_flax import interrupts
 from metalr_flax.config import flags
-from metalr_flax.engine import types
+from metalr_flax.engine import records
 from metalr_flax.trainer import launch
 from metalr_flax.workdir import arrays
 from metalr_flax.workdir import checkpoint
@@ -65,11 +65,11 @@ VARIANTS: dict[str, Callable[[], contextlib.AbstractContextManager]] = {
 }
 
 
-def make_state(count: int, step: int) -> types.MetaTrainState:
+def make_state(count: int, step: int) -> records.MetaTrainState:
   """A state of `count` float32 numbers, two thirds of it the optimizer's."""
   key = jax.random.key(step)
   third = jax.random.normal(key, (count // 3,))
-  return types.MetaTrainState(
+  return records.MetaTrainState(
     step=jnp.int32(step),
     params={'w': third},
     model_state={},

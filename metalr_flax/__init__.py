@@ -22,9 +22,9 @@ from typing import Any
 
 _PUBLIC = {
   'Estimator': 'engine.meta_gradient',
-  'InnerState': 'engine.types',
-  'MetaTrainState': 'engine.types',
-  'Problem': 'engine.types',
+  'InnerState': 'engine.records',
+  'MetaTrainState': 'engine.records',
+  'Problem': 'engine.records',
   'Task': 'tasks',
   'constrain': 'engine.bijections',
   'counts_of': 'tuning.self_tuning',

@@ -12,7 +12,7 @@ import optax
 
 from metalr_flax.engine import optimizers
 from metalr_flax.engine import outer
-from metalr_flax.engine import types
+from metalr_flax.engine import records
 
 
 class Case(NamedTuple):
@@ -105,7 +105,7 @@ def problem(case, unroll_length=5, labels=None):
     tx = optimizers.make_grouped(case.factory, arguments, bijections, labels)
     groups = sorted(set(jax.tree.leaves(labels)))
     initial = {n: dict.fromkeys(groups, v) for n, v in initial.items()}
-  parts = types.Problem(
+  parts = records.Problem(
     loss_fn=loss_fn,
     meta_loss_fn=loss_fn,
     next_batch=next_batch,

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from metalr_flax import errors
 from metalr_flax import tasks
 from metalr_flax.engine import losses
-from metalr_flax.engine import types
+from metalr_flax.engine import records
 from metalr_flax.models import functional
 from metalr_flax.trainer import build
 from metalr_flax.trainer import build_optimizers
@@ -51,8 +51,8 @@ class Arena:
     points: updates done at each evaluation, ascending; the last is num_steps.
   """
 
-  loss_fn: types.LossFn
-  next_batch: types.NextBatch
+  loss_fn: records.LossFn
+  next_batch: records.NextBatch
   objective: Callable[[Snapshot], jax.Array] | None
   initial: Snapshot
   num_steps: int
@@ -143,7 +143,7 @@ def _objective(
 def _check_fit(
   section: Mapping[str, Any],
   task: tasks.Task,
-  loss_fn: types.LossFn,
+  loss_fn: records.LossFn,
   snapshot: Snapshot,
 ) -> None:
   """Traces one loss: refuses a model that the task's batches do not fit."""

@@ -17,7 +17,7 @@ from metalr_flax.engine import losses
 from metalr_flax.engine import optimizers
 from metalr_flax.engine import paths
 from metalr_flax.engine import stages as stages_lib
-from metalr_flax.engine.types import Carry, Eta, InnerState, Problem, PyTree
+from metalr_flax.engine.records import Carry, Eta, InnerState, Problem, PyTree
 
 
 class InertError(ValueError):

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from metalr_flax.engine import ranges
-from metalr_flax.engine.types import Eta
+from metalr_flax.engine.records import Eta
 
 
 class Bijection(NamedTuple):

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from metalr_flax.engine import losses
-from metalr_flax.engine.types import GradFn, LossFn, PyTree
+from metalr_flax.engine.records import GradFn, LossFn, PyTree
 
 CURVATURES = ('exact', 'none', 'subsample')
 

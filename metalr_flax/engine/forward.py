@@ -19,8 +19,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from metalr_flax.engine.records import Eta, PyTree
 from metalr_flax.engine.tangents import Tangents
-from metalr_flax.engine.types import Eta, PyTree
 
 
 class NoForwardRuleError(TypeError):

@@ -15,7 +15,7 @@ from metalr_flax.engine import inner as inner_lib
 from metalr_flax.engine import paths
 from metalr_flax.engine import slopes
 from metalr_flax.engine import window
-from metalr_flax.engine.types import (
+from metalr_flax.engine.records import (
   Carry,
   Eta,
   GradFn,

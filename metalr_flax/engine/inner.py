@@ -21,7 +21,7 @@ from metalr_flax.engine import jaxprs
 from metalr_flax.engine import optimizers
 from metalr_flax.engine import options
 from metalr_flax.engine import safe_derivatives
-from metalr_flax.engine.types import (
+from metalr_flax.engine.records import (
   GradFn,
   InnerState,
   Metrics,

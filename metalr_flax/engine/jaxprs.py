@@ -13,7 +13,7 @@ import jax
 from jax.extend import core
 import jax.numpy as jnp
 
-from metalr_flax.engine.types import PyTree
+from metalr_flax.engine.records import PyTree
 
 # (equation, arguments) -> its outputs, or None to leave it as it is.
 Rule = Callable[[Any, list[Any]], Sequence[Any] | None]

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from metalr_flax.engine import jaxprs
-from metalr_flax.engine.types import LossFn, PyTree
+from metalr_flax.engine.records import LossFn, PyTree
 
 _PAIRS = (tuple, list)
 

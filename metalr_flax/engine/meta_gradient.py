@@ -22,7 +22,7 @@ from metalr_flax.engine import paths
 from metalr_flax.engine import products
 from metalr_flax.engine import tangents
 from metalr_flax.engine import window
-from metalr_flax.engine.types import (
+from metalr_flax.engine.records import (
   Carry,
   Eta,
   GradFn,

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metalr_flax.engine.types import PyTree
+from metalr_flax.engine.records import PyTree
 
 Factory = Callable[..., optax.GradientTransformation]
 LabelFn = Callable[[PyTree], PyTree]

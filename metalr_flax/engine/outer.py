@@ -20,7 +20,7 @@ from metalr_flax.engine import inner as inner_lib
 from metalr_flax.engine import jaxprs
 from metalr_flax.engine import meta_gradient
 from metalr_flax.engine import optimizers
-from metalr_flax.engine.types import (
+from metalr_flax.engine.records import (
   InnerState,
   MetaTrainState,
   Metrics,

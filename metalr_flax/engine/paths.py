@@ -5,7 +5,7 @@ from typing import Any, TypeVar
 
 import jax
 
-from metalr_flax.engine.types import InnerState, PyTree
+from metalr_flax.engine.records import InnerState, PyTree
 
 T = TypeVar('T')
 

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 
 from metalr_flax.engine import jaxprs
 from metalr_flax.engine import paths
+from metalr_flax.engine.records import Eta, InnerState
 from metalr_flax.engine.tangents import Tangents
-from metalr_flax.engine.types import Eta, InnerState
 
 # By place: dF/dz, or None where the loss does not depend on the leaf.
 Gradient = Sequence[jax.Array | None]

@@ -16,7 +16,7 @@ import optax
 from metalr_flax.engine import jaxprs
 from metalr_flax.engine import optimizers
 from metalr_flax.engine import tangents
-from metalr_flax.engine.types import PyTree
+from metalr_flax.engine.records import PyTree
 
 
 class Stage(NamedTuple):

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from metalr_flax.engine import jaxprs
-from metalr_flax.engine.types import Eta, PyTree
+from metalr_flax.engine.records import Eta, PyTree
 
 # By place: an array [k, *leaf.shape], or None where eta does not move the leaf.
 Tangents = tuple[jax.Array | None, ...]

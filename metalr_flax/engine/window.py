@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from metalr_flax.engine import bijections
 from metalr_flax.engine import inner as inner_lib
 from metalr_flax.engine import losses
-from metalr_flax.engine.types import (
+from metalr_flax.engine.records import (
   Carry,
   Eta,
   GradFn,

@@ -21,7 +21,7 @@ from metalr_flax import tasks
 from metalr_flax.config import schema
 from metalr_flax.engine import meta_gradient
 from metalr_flax.engine import outer
-from metalr_flax.engine import types
+from metalr_flax.engine import records
 from metalr_flax.models import functional
 from metalr_flax.trainer import build_loss
 from metalr_flax.trainer import build_optimizers
@@ -53,9 +53,9 @@ class Experiment:
       and are the next ones of the training stream for want of a `next_meta`.
   """
 
-  problem: types.Problem
+  problem: records.Problem
   step_fn: outer.StepFn
-  init_state: Callable[[], types.MetaTrainState]
+  init_state: Callable[[], records.MetaTrainState]
   evaluate: evaluate.EvaluateFn
   make_model: Callable[[Any, Any], nnx.Module]
   meta_tx: optax.GradientTransformation
@@ -134,7 +134,7 @@ def _first_values(
 
 def _build_problem(
   config: Config, task: tasks.Task, split: functional.Split
-) -> tuple[types.Problem, dict[str, Any]]:
+) -> tuple[records.Problem, dict[str, Any]]:
   """The bilevel problem, and the initial value of what it learns."""
   inner_section, meta = config['inner'], config['meta']
   factory = lookup.find_factory('inner.optimizer', inner_section['optimizer'])
@@ -148,7 +148,7 @@ def _build_problem(
     initial = steered.begin(
       initial, of_tx, held_out=meta['objective'] == 'held_out'
     )
-  problem = types.Problem(
+  problem = records.Problem(
     loss_fn=functional.make_loss_fn(
       split.train, functools.partial(task.loss, **fixed)
     ),
@@ -232,25 +232,25 @@ def _build_estimator(section: Config) -> meta_gradient.Estimator:
 
 
 def _make_step_fn(
-  problem: types.Problem,
+  problem: records.Problem,
   meta_tx: optax.GradientTransformation,
   estimator: meta_gradient.Estimator,
-  summarize: Callable[[types.MetaTrainState], dict[str, jax.Array]],
+  summarize: Callable[[records.MetaTrainState], dict[str, jax.Array]],
 ) -> outer.StepFn:
   step = functools.partial(
     outer.outer_step, problem=problem, meta_tx=meta_tx, estimator=estimator
   )
 
   def step_fn(
-    state: types.MetaTrainState,
-  ) -> tuple[types.MetaTrainState, types.Metrics]:
+    state: records.MetaTrainState,
+  ) -> tuple[records.MetaTrainState, records.Metrics]:
     state, metrics = step(state)
     return state, {**metrics, **summarize(state)}
 
   return step_fn
 
 
-def _unshared(state: types.MetaTrainState) -> types.MetaTrainState:
+def _unshared(state: records.MetaTrainState) -> records.MetaTrainState:
   """Copies of all arrays: a state is donated, and no array may be twice.
 
   Strongly typed, as a restored state is: the bits must not depend on whether a
@@ -267,7 +267,7 @@ def _strong_copy(leaf: jax.Array) -> jax.Array:
 
 
 def _summarizer(task: tasks.Task, split: functional.Split) -> Callable:
-  def summarize(state: types.MetaTrainState) -> dict[str, jax.Array]:
+  def summarize(state: records.MetaTrainState) -> dict[str, jax.Array]:
     if not hasattr(task, 'summarize'):
       return {}
     model = split.eval.merge(state.params, state.model_state)

@@ -6,15 +6,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from metalr_flax.engine import types
+from metalr_flax.engine import records
 
 PyTree = Any
 # (params, model_state) -> metrics by name, still on the device.
-EvaluateFn = Callable[[PyTree, PyTree], types.Metrics]
+EvaluateFn = Callable[[PyTree, PyTree], records.Metrics]
 
 
 def make_evaluate(
-  loss_fn: types.LossFn, batches: Iterable[PyTree]
+  loss_fn: records.LossFn, batches: Iterable[PyTree]
 ) -> EvaluateFn:
   """Makes the function that evaluates params on some fixed batches.
 
@@ -34,11 +34,11 @@ def make_evaluate(
   @jax.jit
   def evaluate_batch(
     params: PyTree, model_state: PyTree, batch: PyTree
-  ) -> types.Metrics:
+  ) -> records.Metrics:
     loss, (_, metrics) = loss_fn(params, model_state, batch)
     return {**metrics, 'loss': loss}
 
-  def evaluate(params: PyTree, model_state: PyTree) -> types.Metrics:
+  def evaluate(params: PyTree, model_state: PyTree) -> records.Metrics:
     if not batches:
       return {}
     results = [evaluate_batch(params, model_state, b) for b in batches]

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from metalr_flax.engine import bijections
 from metalr_flax.engine import meta_gradient
 from metalr_flax.engine import outer
-from metalr_flax.engine import types
+from metalr_flax.engine import records
 from metalr_flax.trainer import build
 from metalr_flax.trainer import refusals
 
@@ -65,8 +65,8 @@ def audit(config: build.Config, warm_up: int) -> list[Row]:
 
 
 def compare(
-  state: types.MetaTrainState,
-  problem: types.Problem,
+  state: records.MetaTrainState,
+  problem: records.Problem,
   estimator: meta_gradient.Estimator,
 ) -> list[Row]:
   """Compares dF/deta of the window at `state` with a central difference.

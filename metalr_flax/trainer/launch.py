@@ -17,7 +17,7 @@ from metalr_flax import errors
 from metalr_flax import interrupts
 from metalr_flax.config import schema
 from metalr_flax.engine import outer
-from metalr_flax.engine import types
+from metalr_flax.engine import records
 from metalr_flax.trainer import build
 from metalr_flax.trainer import refusals
 
@@ -73,7 +73,7 @@ def _lower_checked(
   config: Mapping[str, Any],
   experiment: build.Experiment,
   rows: int,
-) -> tuple[types.MetaTrainState, jax.stages.Lowered]:
+) -> tuple[records.MetaTrainState, jax.stages.Lowered]:
   """The first state and the lowered chunk."""
   if getattr(jax.config, 'jax_disable_jit'):  # noqa: B009  mypy knows it not
     raise errors.ConfigError(
@@ -90,7 +90,7 @@ def max_rows(config: Mapping[str, Any]) -> int:
 
 
 def lower_chunk(
-  experiment: build.Experiment, state: types.MetaTrainState, rows: int
+  experiment: build.Experiment, state: records.MetaTrainState, rows: int
 ) -> jax.stages.Lowered:
   """The run's one executable, `(state, num_steps) -> (state, chunk)`.
 

@@ -18,7 +18,7 @@ from metalr_flax import errors
 from metalr_flax import interrupts
 from metalr_flax.config import schema
 from metalr_flax.engine import outer
-from metalr_flax.engine import types
+from metalr_flax.engine import records
 from metalr_flax.trainer import build
 from metalr_flax.trainer import recorder as recorder_lib
 from metalr_flax.workdir import checkpoint
@@ -27,7 +27,7 @@ from metalr_flax.workdir import folder
 from metalr_flax.workdir import saving
 
 _CHUNK_SECS = 1.0  # a signal waits about this long
-ChunkFn = Callable[..., tuple[types.MetaTrainState, outer.Chunk]]
+ChunkFn = Callable[..., tuple[records.MetaTrainState, outer.Chunk]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,7 @@ class Run:
     return self.config['num_outer_steps']
 
 
-def train_or_resume(run: Run, state: types.MetaTrainState) -> None:
+def train_or_resume(run: Run, state: records.MetaTrainState) -> None:
   """Trains from `state`, or goes on where the workdir stopped.
 
   Args:
@@ -77,7 +77,7 @@ def train_or_resume(run: Run, state: types.MetaTrainState) -> None:
 
 
 def _run_locked(
-  run: Run, state: types.MetaTrainState, lock: folder.Lock
+  run: Run, state: records.MetaTrainState, lock: folder.Lock
 ) -> None:
   folder.check_config(run.workdir, run.config, run.command)
   directory = run.workdir / folder.STATE
@@ -120,10 +120,10 @@ def _is_finished(run: Run, step: int) -> bool:
 
 def _loop(
   run: Run,
-  state: types.MetaTrainState,
+  state: records.MetaTrainState,
   recorder: recorder_lib.Recorder,
   save: '_Saver',
-) -> types.MetaTrainState:
+) -> records.MetaTrainState:
   """Trains chunk after chunk until the run is done or a signal came."""
   step = int(state.step)
   outer_steps = run.outer_steps()
@@ -165,7 +165,7 @@ def _loop(
 
 def _keep_last_good(
   run: Run,
-  state: types.MetaTrainState,
+  state: records.MetaTrainState,
   save: '_Saver',
   error: errors.DivergedError,
 ) -> errors.MetalrError:
@@ -193,14 +193,14 @@ class _Saver:
     self._recorder = recorder
     self._newest = newest
 
-  def __call__(self, state: types.MetaTrainState) -> None:
+  def __call__(self, state: records.MetaTrainState) -> None:
     """Starts to save a state that is not there yet; waits for the device."""
     step = int(state.step)
     if step != self._newest:
       self._checkpoints.save(state, self._recorder.flush())
       self._newest = step
 
-  def last(self, state: types.MetaTrainState) -> int:
+  def last(self, state: records.MetaTrainState) -> int:
     """Saves a run's last state; returns its step when all is on the disk."""
     self(state)
     self._checkpoints.wait()

@@ -19,7 +19,7 @@ from metalr_flax import errors
 from metalr_flax.config import schema
 from metalr_flax.engine import bijections
 from metalr_flax.engine import outer
-from metalr_flax.engine import types
+from metalr_flax.engine import records
 from metalr_flax.trainer import build
 from metalr_flax.workdir import events
 from metalr_flax.workdir import folder
@@ -43,7 +43,7 @@ class Pending:
 
   first: int
   chunk: outer.Chunk
-  evaluation: types.Metrics
+  evaluation: records.Metrics
 
 
 @contextlib.contextmanager
@@ -51,7 +51,7 @@ def opened(
   workdir: pathlib.Path,
   config: Mapping[str, Any],
   experiment: build.Experiment,
-  state: types.MetaTrainState,
+  state: records.MetaTrainState,
   record: Mapping[str, Any],
 ) -> Iterator['Recorder']:
   """Opens a recorder that goes on where a checkpoint's record says.
@@ -99,7 +99,7 @@ class Recorder:
     workdir: pathlib.Path,
     config: Mapping[str, Any],
     experiment: build.Experiment,
-    state: types.MetaTrainState,
+    state: records.MetaTrainState,
     metrics: metrics_csv.MetricsFile,
     writer: events.metric_writers.MetricWriter,
   ):
@@ -180,7 +180,7 @@ class Recorder:
       'event_sizes': events.event_sizes(self._workdir),
     }
 
-  def finish(self, evaluation: types.Metrics) -> None:
+  def finish(self, evaluation: records.Metrics) -> None:
     """Writes the results, the schedule and the plot, and says where."""
     self._metrics.flush()
     values = {f'eval/{n}': float(v) for n, v in evaluation.items()}
@@ -272,7 +272,7 @@ class Recorder:
 
 
 def _metric_keys(
-  experiment: build.Experiment, state: types.MetaTrainState
+  experiment: build.Experiment, state: records.MetaTrainState
 ) -> list[str]:
   _, metrics = jax.eval_shape(experiment.step_fn, state)
   evaluation = jax.eval_shape(

@@ -7,8 +7,8 @@ It is kept as tangents of one direction, by the place of the parameter: arrays
 import jax
 import jax.numpy as jnp
 
+from metalr_flax.engine.records import PyTree
 from metalr_flax.engine.tangents import Tangents
-from metalr_flax.engine.types import PyTree
 
 
 def init(params: PyTree) -> Tangents:

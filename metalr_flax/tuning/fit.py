@@ -10,8 +10,8 @@ import optax
 
 from metalr_flax.engine import optimizers
 from metalr_flax.engine import stages as stages_lib
+from metalr_flax.engine.records import PyTree
 from metalr_flax.engine.stages import Stage
-from metalr_flax.engine.types import PyTree
 
 
 def check(

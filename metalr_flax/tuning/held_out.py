@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from metalr_flax.engine import optimizers
-from metalr_flax.engine.types import PyTree
+from metalr_flax.engine.records import PyTree
 
 
 class Outer(NamedTuple):

@@ -20,8 +20,8 @@ import optax
 from metalr_flax.engine import forward
 from metalr_flax.engine import slopes as slopes_lib
 from metalr_flax.engine import tangents as tangents_lib
+from metalr_flax.engine.records import Eta, PyTree
 from metalr_flax.engine.tangents import Tangents
-from metalr_flax.engine.types import Eta, PyTree
 
 # ((params, opt_state), eta, *fixed) -> (updates, opt_state)
 Update = Callable[..., tuple[PyTree, optax.OptState]]

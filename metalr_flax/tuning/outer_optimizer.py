@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metalr_flax.engine.types import Eta, PyTree
+from metalr_flax.engine.records import Eta, PyTree
 from metalr_flax.tuning import factors
 from metalr_flax.tuning import guard as guard_lib
 from metalr_flax.tuning import held_out as held_out_lib

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from metalr_flax.engine import jaxprs
-from metalr_flax.engine.types import PyTree
+from metalr_flax.engine.records import PyTree
 
 
 def where(condition: jax.Array, one: PyTree, other: PyTree) -> PyTree:

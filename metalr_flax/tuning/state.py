@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
+from metalr_flax.engine.records import Eta
 from metalr_flax.engine.tangents import Tangents
-from metalr_flax.engine.types import Eta
 from metalr_flax.tuning import factors
 from metalr_flax.tuning import guard as guard_lib
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from metalr_flax.engine import ranges
-from metalr_flax.engine.types import Eta
+from metalr_flax.engine.records import Eta
 from metalr_flax.tuning import factors
 from metalr_flax.tuning import steering
 

@@ -19,8 +19,8 @@ import optax
 
 from metalr_flax.engine import inner as inner_lib
 from metalr_flax.engine import optimizers
+from metalr_flax.engine.records import Eta, PyTree
 from metalr_flax.engine.tangents import Tangents
-from metalr_flax.engine.types import Eta, PyTree
 from metalr_flax.tuning import displacement as displacement_lib
 from metalr_flax.tuning import factors
 from metalr_flax.tuning import fit

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from absl import logging
 
 from metalr_flax import errors
-from metalr_flax.engine import types
+from metalr_flax.engine import records
 from metalr_flax.workdir import arrays
 from metalr_flax.workdir import files
 from metalr_flax.workdir import fingerprint
@@ -44,12 +44,12 @@ class Found(NamedTuple):
   """
 
   step: int
-  state: types.MetaTrainState
+  state: records.MetaTrainState
   record: dict[str, Any]
 
 
 def find_newest(
-  directory: pathlib.Path, template: types.MetaTrainState
+  directory: pathlib.Path, template: records.MetaTrainState
 ) -> Found | None:
   """Reads the newest intact checkpoint; writes nothing.
 
@@ -82,7 +82,7 @@ def find_newest(
 def _newest_intact(
   directory: pathlib.Path,
   steps: list[int],
-  template: types.MetaTrainState,
+  template: records.MetaTrainState,
 ) -> Found | None:
   for step in steps:
     path = directory / str(step)
@@ -143,7 +143,9 @@ def _steps(directory: pathlib.Path) -> list[int]:
 
 
 @files.retried
-def _read_if_there(path: pathlib.Path, template: types.MetaTrainState) -> Found:
+def _read_if_there(
+  path: pathlib.Path, template: records.MetaTrainState
+) -> Found:
   try:
     return _read(path, template)
   except (manifest.DamagedError, OSError) as error:
@@ -154,7 +156,7 @@ def _read_if_there(path: pathlib.Path, template: types.MetaTrainState) -> Found:
     raise
 
 
-def _read(path: pathlib.Path, template: types.MetaTrainState) -> Found:
+def _read(path: pathlib.Path, template: records.MetaTrainState) -> Found:
   notes = manifest.verify(path)
   manifest.check_fields(notes, _NOTES)
   if str(notes['step']) != path.name:
@@ -172,7 +174,7 @@ def _read(path: pathlib.Path, template: types.MetaTrainState) -> Found:
 @files.retried
 def write(
   path: pathlib.Path,
-  state: types.MetaTrainState,
+  state: records.MetaTrainState,
   record: dict[str, Any],
   check: Callable[[], None],
   *,

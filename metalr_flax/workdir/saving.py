@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from metalr_flax import errors
-from metalr_flax.engine import types
+from metalr_flax.engine import records
 from metalr_flax.workdir import arrays
 from metalr_flax.workdir import checkpoint
 from metalr_flax.workdir import manifest
@@ -49,7 +49,7 @@ class Checkpoints:
     self._count = 0
 
   def save(
-    self, state: types.MetaTrainState, record: Mapping[str, Any]
+    self, state: records.MetaTrainState, record: Mapping[str, Any]
   ) -> None:
     """Starts to save a state; returns before it is all written.
 
@@ -80,7 +80,9 @@ class Checkpoints:
     """Ends the background thread."""
     self._pool.shutdown(wait=True)
 
-  def _save(self, state: types.MetaTrainState, record: dict[str, Any]) -> None:
+  def _save(
+    self, state: records.MetaTrainState, record: dict[str, Any]
+  ) -> None:
     path = self._directory / str(int(state.step))
     try:
       checkpoint.write(

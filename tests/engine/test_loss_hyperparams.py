@@ -14,7 +14,7 @@ from metalr_flax.engine import bijections
 from metalr_flax.engine import meta_gradient
 from metalr_flax.engine import optimizers
 from metalr_flax.engine import outer
-from metalr_flax.engine import types
+from metalr_flax.engine import records
 
 KINDS = {'learning_rate': 'log', 'l2': 'log', 'shares': 'sigmoid'}
 INITIAL = {'l2': 0.1, 'shares': {'first': 0.3, 'second': 0.6}}
@@ -51,7 +51,7 @@ def _problem(unroll_length, factory='adam', labels=None, **changed):
     'labels': labels,
     'loss_hyperparams': NAMES,
   }
-  return types.Problem(**{**fields, **changed})
+  return records.Problem(**{**fields, **changed})
 
 
 def _state(problem, estimator):
@@ -123,7 +123,7 @@ def test_closed_form_of_one_update(x64, estimator):
     return loss, (model_state, {})
 
   next_batch = lambda state: (state, (jnp.asarray(x), jnp.asarray(y)))
-  problem = types.Problem(
+  problem = records.Problem(
     loss_fn=loss_fn,
     meta_loss_fn=loss_fn,
     next_batch=next_batch,

@@ -15,7 +15,7 @@ from metalr_flax.engine import inner
 from metalr_flax.engine import meta_gradient
 from metalr_flax.engine import optimizers
 from metalr_flax.engine import outer
-from metalr_flax.engine import types
+from metalr_flax.engine import records
 
 SLOPE, DECAY, EPS = 10.0, 0.9, 1e-8
 
@@ -32,7 +32,7 @@ def _loss_fn(params, model_state, batch):
 
 
 def _problem(unroll_length):
-  return types.Problem(
+  return records.Problem(
     loss_fn=_loss_fn,
     meta_loss_fn=_loss_fn,
     next_batch=_next_batch,
@@ -47,13 +47,13 @@ def _problem(unroll_length):
 
 def _start(problem, theta=0.3):
   params = {'theta': jnp.asarray(theta, jnp.zeros(()).dtype)}
-  return types.InnerState(
+  return records.InnerState(
     params=params, model_state={}, opt_state=problem.tx.init(params)
   )
 
 
 def _carry(inner, data_state):
-  return types.Carry(inner=inner, data_state=data_state, tangents={})
+  return records.Carry(inner=inner, data_state=data_state, tangents={})
 
 
 def _eta(value=0.1):

@@ -13,7 +13,7 @@ import tiers
 from metalr_flax.engine import meta_gradient
 from metalr_flax.engine import optimizers
 from metalr_flax.engine import outer
-from metalr_flax.engine import types
+from metalr_flax.engine import records
 
 STEPS, UNROLL = 40, 3
 RATE = {'learning_rate': 0.05}
@@ -54,7 +54,7 @@ def _make(point, estimator, factory='rmsprop'):
       loss = loss + _poison(params['w'], here)
     return loss, (model_state, {})
 
-  parts = types.Problem(
+  parts = records.Problem(
     loss_fn=loss_fn,
     meta_loss_fn=functools.partial(loss_fn, held_out=True),
     next_batch=next_batch,
@@ -181,7 +181,7 @@ def _regression(name, rate):
     x, y = batch
     return 0.5 * (params * x - y) ** 2, (model_state, {'theta': params})
 
-  parts = types.Problem(
+  parts = records.Problem(
     loss_fn=loss_fn,
     meta_loss_fn=lambda p, s, b: loss_fn(p, s, b),
     next_batch=next_batch,
