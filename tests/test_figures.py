@@ -36,6 +36,7 @@ DIVERGED = OVERALL['diverged_runs']
 MODELS = load('meta_gradient.json')['problems']
 TEXT = load('text_transformer.json')
 HELD_OUT = load('held_out.json')['overall']
+SIZE = load('held_out_size.json')
 START = 1e-5  # where self_tuning starts from any rate above
 CAP = COMPARISON['rules']['cap_in_geometric_means']
 with (RESULTS / 'comparison/comparison.csv').open() as file:
@@ -136,6 +137,40 @@ def over_grid(task):
   }
 
 
+CLASSES = 'classes, linear', 'classes, network'
+
+
+def by_rule(task, *parts):
+  """Test losses over those of the most held-out examples: mean and worst."""
+  found = SIZE['overall']['rule'][task]
+  return [found[part][key] for part in parts for key in ('mean', 'worst')]
+
+
+def of_classes(part):
+  means, worsts = zip(*(by_rule(task, part) for task in CLASSES), strict=True)
+  return statistics.geometric_mean(means), max(worsts)
+
+
+def with_size(learned, n, key='over_largest'):
+  """A figure of each task, stopped early, for n held-out examples."""
+  place = SIZE['sizes'].index(n)
+  return [rows[learned]['early'][key][place] for rows in SIZE['tasks'].values()]
+
+
+def excesses(learned, n):
+  return [ratio - 1 for ratio in extremes(with_size(learned, n))]
+
+
+def doubled(learned):
+  """Share of runs of all tasks and sizes that end above twice their loss stopped early."""
+  return statistics.mean(
+    share
+    for rows in SIZE['tasks'].values()
+    for share in rows[learned]['doubled']
+  )
+
+
+FITS = SIZE['overall']['fits']
 LOOPS, COMMANDS = REFERENCE['loops'], REFERENCE['commands']
 NOISY = 'noisy_quadratic', 'ill_conditioned_regression', 'drifting_target'
 OURS, CONSTANT = DIVERGED['self_tuning'], DIVERGED['constant']
@@ -152,6 +187,14 @@ FIGURES = [
   (TUNING, 'A random search needs {} runs to be level', (HELD_OUT['early']['runs_until_level']['random'],)),
   (TUNING, "At the end of the run {:.2f} of the grid's pick, {:.2f} of one random setting, and {:.2f} without held-out data", (*held_out('end', 'grid', 'mean'), *held_out('end', 'one_draw', 'mean'), HELD_OUT['end']['training_over_grid']['mean'])),
   (TUNING, "bars with AdamW {:.1f} and SGD {:.1f} times the grid's pick, breast cancer {:.1f} to {:.1f}", (over_grid('bars')['adamw'], over_grid('bars')['sgd'], *extremes(over_grid('breast_cancer').values()))),
+  (TUNING, '**Take at least {}, and at least {} for each learned value**', (SIZE['overall']['least'], SIZE['overall']['per_value'])),
+  (TUNING, '{} training examples and 4 of 64 features of use; {} to {} values learned by AdamW on {} to {} held-out examples', (SIZE['training'], *extremes(SIZE['learned']), *extremes(SIZE['sizes']))),
+  (TUNING, 'the test loss is {:.2f} of that with 1600, at most {:.2f}; with fewer {:.2f}, at most {:.2f}.', (*of_classes('kept'), *of_classes('broken'))),
+  (TUNING, 'wants more: {:.2f} (worst {:.2f}, 64 values), with twice as many (up to 16 values) {:.2f} ({:.2f}), with fewer {:.2f} ({:.2f}).', by_rule('regression, network', 'kept', 'twice as many', 'broken')),
+  (TUNING, 'grows about as h^{:.1f} / n for h values and n examples, the gap between test and held-out loss as h^{:.1f} / n.', (FITS['excess']['power_of_h'], FITS['gap']['power_of_h'])),
+  (TUNING, 'a point lies off by a factor of {:.1f}', (max(fit['typical_error'] for fit in FITS.values()),)),
+  (TUNING, "with 25 the excess is {:.0%} to {:.0%}, the grid's {:.0%} to {:.0%}", (*excesses('2', 25), *excesses('grid', 25))),
+  (TUNING, '{:.0%} of the runs with 16 values and {:.0%} with 64 ended above twice the test loss they had when stopped early, however many the examples; with 2 and 4 values {:.0%} and {:.0%}', [doubled(h) for h in ('16', '64', '2', '4')]),
   (README, "worst of {} (a transformer's at most {:.2f}x) | {:.2f}x |", (len(load('self_tuning.json')), cost('transformer', 'ratio')[1], cost('', 'ratio')[1])),
   (README, 'unseen text in the picture\'s run (training loss {:.2f}) | {:.2f} nats |', (TEXT['train/loss'], TEXT['eval/loss'])),
   (README, 'over plain training, any K | {:.2f}x |', (size('forward', '512'),)),
@@ -239,3 +282,15 @@ def test_what_the_pages_say_of_the_results_in_words():
   assert sum(behind) > len(pairs) / 2
   assert at_the_edge('breast_cancer') == (3, 3)
   assert at_the_edge('drifting_target') == (2, 3)
+
+
+def test_what_the_pages_say_of_held_out_sizes_in_words():
+  assert all(round(fit['power_of_n']) == 1 for fit in FITS.values())
+  for n in SIZE['sizes']:
+    losses = [with_size(h, n, 'test_loss') for h in ('2', '4', '16')]
+    for two, four, sixteen in zip(*losses, strict=True):
+      assert n < 50 or four < two
+      assert n < 100 or sixteen < four
+  assert by_rule('regression, network', 'kept')[1] == with_size('64', 800)[2]
+  least = [min(with_size(h, 1600, 'test_loss')) for h in ('2', '16')]
+  assert least[1] < 0.25 * least[0]
