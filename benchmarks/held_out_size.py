@@ -24,11 +24,13 @@ task, h up to 4, two seeds and 200 updates, and writes nothing.
 import argparse
 from collections.abc import Callable
 import json
+import pathlib
 import platform
 import time
 from typing import Any
 
-import held_out
+import held_out_scores as scores_lib
+import held_out_searches as searches
 import held_out_size_report as report
 import held_out_size_tasks as tasks_lib
 import jax
@@ -38,6 +40,7 @@ import optax
 
 import metalr_flax
 
+RESULTS = pathlib.Path(__file__).parent / 'results'
 LEARNED = (1, 2, 4, 16, 64)
 SIZES = np.array(tasks_lib.SIZES)
 BATCH = 32
@@ -101,7 +104,7 @@ def make_step(
 
   def step(carry: Any, number: jax.Array) -> tuple[Any, None]:
     params, state = carry
-    batch = held_out.draw(jax.random.fold_in(key, number), sets[0])
+    batch = searches.draw(jax.random.fold_in(key, number), sets[0])
     grads = jax.grad(lambda p: losses(p, batch).mean())(params)
     plain = lambda: tx.update(grads, state, params)
     with_held_out = lambda: tx.update(
@@ -147,13 +150,13 @@ def run_tuned(
 def run_grid(task: tasks_lib.Task, seeds: int, steps: int) -> np.ndarray:
   """Losses of constants, [settings, S, EVALUATIONS, sizes + 1]."""
   sets, params = build(task, 1, seeds)
-  make = held_out.make_constant('adamw', steps)
+  make = searches.make_constant('adamw', steps)
   run = make_run(task, steps, helped=False)
   numbers = jnp.arange(seeds)
   of_setting = lambda setting: jax.vmap(
     lambda *args: run(make(setting), SIZES[-1], *args)
   )(sets, params, numbers)
-  settings = held_out.with_flag(held_out.grid_of('adamw', 1), 0)[:, 0]
+  settings = searches.with_flag(searches.grid_of('adamw', 1), 0)[:, 0]
   mapped = lambda rows: jax.lax.map(of_setting, rows, batch_size=AT_ONCE)
   return np.asarray(jax.jit(mapped)(jnp.asarray(settings)), float)
 
@@ -162,7 +165,7 @@ def pick(grid: np.ndarray, mode: str) -> np.ndarray:
   """Held-out and test loss of what each size picks, [sizes, S, 2]."""
   found = []
   for k in range(len(SIZES)):
-    scores = held_out.score(grid[..., [k, -1]], mode)
+    scores = scores_lib.score(grid[..., [k, -1]], mode)
     best = scores[..., 0].argmin(0)
     found.append(scores[best, np.arange(len(best))])
   return np.stack(found)
@@ -196,7 +199,7 @@ def summarise(
   logs = np.log(test / test[-1])
   error = logs.std(1, ddof=1) / np.sqrt(logs.shape[1])
   return {
-    'test_loss': held_out.geomean(test, 1).tolist(),
+    'test_loss': scores_lib.geomean(test, 1).tolist(),
     'over_largest': np.exp(logs.mean(1)).tolist(),
     'over_largest_error': error.tolist(),
     'gap': gaps.mean(1).tolist(),  # None where all runs are lost
@@ -216,14 +219,14 @@ def measure(
   grid = run_grid(task, seeds, steps)
   reference, limit = reference_gap(grid), LIMIT * untrained(task, seeds)
   none = np.zeros(reference.shape, bool)
-  picks = {m: pick(grid, m) for m in held_out.MODES}
+  picks = {m: pick(grid, m) for m in scores_lib.MODES}
   rows = {
     'grid': {m: summarise(picks[m], reference, limit, none) for m in picks}
   }
   for count in counts:
     begin = time.monotonic()
     curves = run_tuned(task, count, seeds, steps)
-    scores = {m: held_out.score(curves, m) for m in held_out.MODES}
+    scores = {m: scores_lib.score(curves, m) for m in scores_lib.MODES}
     lost = ~(scores['end'][..., 1] < DOUBLED * scores['early'][..., 1])
     rows[str(count)] = {
       'doubled': lost.mean(1).tolist(),
@@ -287,7 +290,7 @@ def main() -> None:
     return
   found = measure_all(names, LEARNED, SEEDS, STEPS)
   print(report.to_markdown(found), end='')
-  path = held_out.RESULTS / 'held_out_size.json'
+  path = RESULTS / 'held_out_size.json'
   path.write_text(json.dumps(found, indent=1) + '\n')
   path.with_suffix('.md').write_text(report.to_markdown(found))
   report.plot(found, path.with_suffix('.png'))

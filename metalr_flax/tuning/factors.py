@@ -28,6 +28,9 @@ START = 1e-5
 # from 1e-4 it comes when the network has memorised its data; from 1e-2 SGD's
 # weights may go to 0 before it has found anything. Below LEAST it does nothing.
 DECAY_START, LEAST_DECAY = 1e-3, 1e-4
+# What rate times decay may take of a weight in one update. Above 2 the weights
+# would grow; above 1 they change their sign.
+MOST_DECAYED = 1.0
 # Of the updates so far: what a decay rate may remember. Longer, and the slope
 # speaks of a momentum that was never seen at work.
 MEMORY_SHARE = 0.05
@@ -165,12 +168,21 @@ def begin_decay(
 
 
 def keep_decay(eta: Values, base: Values, learned: Mapping[str, str]) -> Values:
-  """Eta with the weight decay at least `LEAST_DECAY`, likewise."""
+  """Eta with the weight decay from `LEAST_DECAY` to `MOST_DECAYED` / rate."""
   if not learns_decay(learned):
     return eta
-  return _with_one(
+  eta = _with_one(
     DECAY, lambda e, b: jnp.maximum(e, _eta_of(LEAST_DECAY, b)), eta, base
   )
+  if learned.get(RATE) != 'log':
+    return eta
+
+  def lower(e: jax.Array, b: jax.Array, rate: jax.Array) -> jax.Array:
+    most = jnp.log(MOST_DECAYED) - jnp.log(rate) - jnp.log(b)
+    return jnp.minimum(e, most).astype(e.dtype)
+
+  rates = constrain(base, eta, learned)[RATE]
+  return {**eta, DECAY: jax.tree.map(lower, eta[DECAY], base[DECAY], rates)}
 
 
 def clip(
@@ -196,6 +208,19 @@ def clip(
     name: jax.tree.map(functools.partial(within, kind), eta[name], base[name])
     for name, kind in learned.items()
   }
+
+
+def of_name(name: str, eta: Values) -> Values:
+  """Whether each eta is of that hyperparameter."""
+  return {
+    other: jax.tree.map(lambda _, same=other == name: same, values)
+    for other, values in eta.items()
+  }
+
+
+def stack(values: Values) -> jax.Array:
+  """The values as a row [n], which `steering` sees."""
+  return jnp.stack([jnp.asarray(leaf) for leaf in jax.tree.leaves(values)])
 
 
 def _with_one(

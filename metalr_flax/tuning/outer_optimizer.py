@@ -70,7 +70,7 @@ class OuterOptimizer:
     slopes = self._find_slopes(outer, state, params)
     slopes = jax.tree.map(lambda s, e: s.astype(e.dtype), slopes, state.eta)
     moves, memory = self.meta_tx.update(slopes, state.meta_opt_state, state.eta)
-    finite = jnp.all(jnp.isfinite(_stack(slopes)))
+    finite = jnp.all(jnp.isfinite(factors.stack(slopes)))
     return select.where(
       finite & outer.known,
       (self._moved(state, moves, jnp.inf), memory),
@@ -108,9 +108,11 @@ class OuterOptimizer:
     quick = {**jax.tree.map(jnp.zeros_like, slopes), **quick}
     state = self._begun(state, outer)
     is_rate, regularizes = self._marks(state)
-    eta = _stack(state.eta)
+    eta = factors.stack(state.eta)
     steering = _restarted(state.meta_opt_state, restart)
-    long, short = select.zero_where(restart, (_stack(slopes), _stack(quick)))
+    long, short = select.zero_where(
+      restart, (factors.stack(slopes), factors.stack(quick))
+    )
     rows, steering = steering_lib.steer(
       eta,
       long,
@@ -164,7 +166,8 @@ class OuterOptimizer:
     """Which etas are learning rates, and which held-out decays, bool [n]."""
     decay = factors.DECAY if factors.learns_decay(self.learned) else ''
     is_rate, is_decay = (
-      _stack(_of_name(name, state.eta)) for name in (factors.RATE, decay)
+      factors.stack(factors.of_name(name, state.eta))
+      for name in (factors.RATE, decay)
     )
     return is_rate, is_decay & state.held_out
 
@@ -195,15 +198,3 @@ def _fall(
   """The moves at a restart: rates are lowered, a held-out decay stays, [n]."""
   fall = jnp.where(is_rate, -guard_lib.BACK_OFF, -eta / 2)
   return jnp.where(regularizes, 0, fall)
-
-
-def _of_name(name: str, eta: Eta) -> Eta:
-  """Whether each eta is of that hyperparameter."""
-  return {
-    other: jax.tree.map(lambda _, same=other == name: same, values)
-    for other, values in eta.items()
-  }
-
-
-def _stack(tree: PyTree) -> jax.Array:
-  return jnp.stack([jnp.asarray(leaf) for leaf in jax.tree.leaves(tree)])

@@ -17,8 +17,6 @@ from metalr_flax.engine.records import Eta
 from metalr_flax.tuning import factors
 from metalr_flax.tuning import steering
 
-RATE = 'learning_rate'
-
 
 def make(*, held_out: bool) -> optax.GradientTransformation:
   """The rule as an optax transformation.
@@ -41,14 +39,15 @@ def make(*, held_out: bool) -> optax.GradientTransformation:
   ) -> tuple[Eta, steering.Steering]:
     if params is None:
       raise ValueError('steering: update(meta_grads, state, eta) needs eta')
-    slopes = _stack(updates)
+    slopes = factors.stack(updates)
     moves, state = steering.steer(
-      _stack(params),
+      factors.stack(params),
       slopes,
       jnp.zeros_like(slopes),
-      _stack(_of_name(RATE, updates)),
+      factors.stack(factors.of_name(factors.RATE, updates)),
       state,
-      regularizes=held_out & _stack(_of_name(factors.DECAY, updates)),
+      regularizes=held_out
+      & factors.stack(factors.of_name(factors.DECAY, updates)),
     )
     leaves, treedef = jax.tree.flatten(params)
     moved = [m.astype(e.dtype) for m, e in zip(moves, leaves, strict=True)]
@@ -75,7 +74,7 @@ def begin(
 
   def start(name: str, value: float) -> float:
     wanted = value
-    if name == RATE:
+    if name == factors.RATE:
       wanted = min(value, factors.START)
     elif name == factors.DECAY and held_out:
       wanted = factors.DECAY_START
@@ -86,15 +85,3 @@ def begin(
     name: jax.tree.map(lambda v, n=name: start(n, v), value)
     for name, value in initial.items()
   }
-
-
-def _of_name(name: str, eta: Eta) -> Eta:
-  """Whether each eta is of that hyperparameter."""
-  return {
-    other: jax.tree.map(lambda _, same=other == name: same, values)
-    for other, values in eta.items()
-  }
-
-
-def _stack(tree: Any) -> jax.Array:
-  return jnp.stack([jnp.asarray(leaf) for leaf in jax.tree.leaves(tree)])

@@ -309,6 +309,21 @@ def test_a_weight_decay_starts_where_all_do_and_stays_above(
   assert values[-1] == pytest.approx(factors.LEAST_DECAY, rel=1e-4)
 
 
+def test_an_update_takes_no_more_than_all_of_a_weight():
+  """Where a large rate meets a large decay, the weights would grow."""
+  learned = {'learning_rate': 'log', 'weight_decay': 'log'}
+  groups = lambda a, b: {'a': jnp.float32(a), 'b': jnp.float32(b)}
+  base = {'learning_rate': groups(0.1, 0.5), 'weight_decay': groups(1.0, 1.0)}
+  eta = {name: groups(np.log(4.0), np.log(2.0)) for name in learned}
+  kept = factors.constrain(
+    base, factors.keep_decay(eta, base, learned), learned
+  )
+  np.testing.assert_allclose(kept['weight_decay']['a'], 1 / 0.4, rtol=1e-6)
+  np.testing.assert_allclose(kept['weight_decay']['b'], 1.0, rtol=1e-6)
+  alone = {'weight_decay': eta['weight_decay']}  # the rate is the user's
+  assert factors.keep_decay(alone, base, {'weight_decay': 'log'}) == alone
+
+
 @pytest.mark.parametrize('bad', [np.nan, np.inf])
 def test_one_that_is_not_finite_counts_as_none(bad, params, data):
   tx = both()
