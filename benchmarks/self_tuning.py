@@ -79,7 +79,7 @@ def compile_step(
   """The compiled step, its first state and its batch."""
   model, batch = make_problem(size)
   split = metalr_flax.split(model)
-  params, loss_fn = split.params, metalr_flax.make_loss_fn(split.train, _loss)
+  params, loss_fn = split.params, metalr_flax.make_loss_fn(split.train, loss)
 
   def step(state: Any, batch: Any) -> tuple[Any, jax.Array]:
     params, opt_state = state
@@ -94,7 +94,8 @@ def compile_step(
   return lowered.compile(), state, batch
 
 
-def _loss(model: nnx.Module, batch: Any) -> tuple[jax.Array, dict]:
+def loss(model: nnx.Module, batch: Any) -> tuple[jax.Array, dict]:
+  """Mean cross-entropy, nats."""
   losses = optax.softmax_cross_entropy_with_integer_labels(
     model(batch['x']), batch['y']
   )
