@@ -12,6 +12,10 @@ the next batch says the same of the same parameters, they have exploded: the
 last updates are undone, and training begins anew at a lower rate. A rise of
 this size is how training goes on only where it started at a saddle; so each one
 raises the mark, and what comes again is soon believed.
+
+Where held-out data is given the mark also falls with time, though not below the
+running mean. A network that has memorised its data has gradients of a
+thousandth of the first ones, and explodes long before it comes back to those.
 """
 
 from typing import Any, NamedTuple
@@ -26,6 +30,7 @@ EXCESS = 10.0  # times the mark: too high
 RAISE = 3.0  # times the mark, after an explosion
 RAISE_BATCH = 1.05  # times the mark, after one batch: it hides no explosion
 BACK_OFF = 2.3  # e-folds that the learning rate loses
+FORGET = 3.0  # on held-out data the mark falls as time to the power of -3
 AVERAGED = 5.0  # updates in the running means
 MIN_AGE = 10.0  # updates between two looks at the mark, at least
 AGE_SHARE = 0.1  # of the run so far
@@ -107,6 +112,7 @@ def watch(
   grads: PyTree,
   step: jax.Array,
   value: jax.typing.ArrayLike | None,
+  held_out: jax.typing.ArrayLike = False,
 ) -> tuple[Verdict, Guard]:
   """Decides whether to make, skip or undo an update.
 
@@ -115,9 +121,12 @@ def watch(
     grads: of params' structure.
     step: updates done before, int32 scalar.
     value: the loss, where the caller gave it.
+    held_out: whether held-out data was ever given, boolean scalar: the mark
+      then falls with time.
   """
   seen, finite = _seen(grads, value)
-  calm, over = _compare(guard.levels, seen, step)
+  levels = _forgotten(guard.levels, step, held_out)
+  calm, over = _compare(levels, seen, step)
   over = over & finite
   high = jnp.any(over)
   streak = jnp.where(finite, 0, guard.streak + 1)
@@ -140,6 +149,16 @@ def watch(
     skipped=guard.skipped + verdict.skip,
     undone=guard.undone + jnp.where(verdict.back, guard.held, 0),
   )
+
+
+def _forgotten(
+  levels: Levels, step: jax.Array, held_out: jax.typing.ArrayLike
+) -> Levels:
+  """The levels with a mark that falls with time, down to the running mean."""
+  age = jnp.maximum(step.astype(jnp.float32), MIN_AGE)
+  lowest = jnp.minimum(levels.level, levels.mark)
+  mark = jnp.maximum(jnp.exp(-FORGET / age) * levels.mark, lowest)
+  return levels._replace(mark=jnp.where(held_out, mark, levels.mark))
 
 
 def _compare(

@@ -103,29 +103,43 @@ class OuterOptimizer:
     Returns:
       The new eta, and what the rule remembers.
     """
-    slopes = self._find_slopes(outer, state, params)
-    quick = self._find_quick_slopes(grads, state, params)
-    quick = {**jax.tree.map(jnp.zeros_like, slopes), **quick}
+    slopes = self._find_rows(grads, outer, state, params)
     state = self._begun(state, outer)
     is_rate, regularizes = self._marks(state)
     eta = factors.stack(state.eta)
     steering = _restarted(state.meta_opt_state, restart)
-    long, short = select.zero_where(
-      restart, (factors.stack(slopes), factors.stack(quick))
-    )
+    long, quick, outer_quick = select.zero_where(restart, slopes)
     rows, steering = steering_lib.steer(
       eta,
       long,
-      short,
+      quick,
       is_rate,
       steering,
       known=outer.known,
       regularizes=regularizes,
+      outer_quick_slopes=outer_quick,
     )
     fall = _fall(eta, is_rate, regularizes)
     rows = jnp.where(restart, fall, jnp.where(back, 0, rows))
     moves = jax.tree.unflatten(jax.tree.structure(state.eta), list(rows))
     return self._moved(state, moves, state.step), steering
+
+  def _find_rows(
+    self,
+    grads: PyTree,
+    outer: held_out_lib.Outer,
+    state: SelfTuningState,
+    params: PyTree,
+  ) -> tuple[jax.Array, ...]:
+    """The long slopes, and the quick ones of either gradient, [n] each."""
+    long = self._find_slopes(outer, state, params)
+    quick = self._find_quick_slopes(grads, state, params)
+    outer_quick = quick
+    if outer.grads is not grads:
+      outer_quick = self._find_quick_slopes(outer.grads, state, params)
+    zeros = jax.tree.map(jnp.zeros_like, long)
+    rows = long, {**zeros, **quick}, {**zeros, **outer_quick}
+    return tuple(factors.stack(row) for row in rows)
 
   def _find_slopes(
     self, outer: held_out_lib.Outer, state: SelfTuningState, params: PyTree
@@ -139,7 +153,7 @@ class OuterOptimizer:
   def _find_quick_slopes(
     self, grads: PyTree, state: SelfTuningState, params: PyTree
   ) -> Eta:
-    """The training loss's slopes along the last updates, of a learning rate."""
+    """A loss's slopes along the last updates, of a learning rate alone."""
     labels = factors.expand_labels(self.labels, params)
     rate = {n: eta for n, eta in state.eta.items() if n == factors.RATE}
     return online.find_slopes(rate, grads, params, state.displacement, labels)

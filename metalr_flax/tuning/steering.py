@@ -24,6 +24,11 @@ A weight decay that follows held-out data moves at the whole pace, and while it
 grows the rate does not fall: both would end the overfitting, but at a rate near
 0 nothing is learned any more.
 
+Where eta follows held-out data the brake works only where the last updates went
+uphill in the held-out loss as well. In a network that has memorised its data a
+strong decay goes uphill in the training loss alone, and the brake would take
+the rate to 0.
+
 Held-out slopes may come at some updates only. One that comes after n updates
 without counts as n, in the average and, up to a factor of e, in the move.
 
@@ -52,6 +57,7 @@ SURE = 0.7
 BRAKE = 0.2
 BOOST = 0.1
 OTHERS_SHARE = 0.3
+UPHILL = 0.5
 OWED = 1.6
 OWED_SHARE = 0.1
 LARGEST = 1e37
@@ -78,6 +84,8 @@ class Steering(NamedTuple):
   Attributes:
     long: averages of the long slopes.
     quick: averages of the quick slopes.
+    outer_quick: averages of the quick slopes of the outer gradient, the one
+      that the long slopes are of.
     time: updates since the rule began, int32 scalar.
     waited: updates since the last long slope was known, int32 scalar.
     owed: what each rate still gets back after an explosion, float32 scalar.
@@ -85,6 +93,7 @@ class Steering(NamedTuple):
 
   long: Average
   quick: Average
+  outer_quick: Average
   time: jax.Array
   waited: jax.Array
   owed: jax.Array
@@ -94,7 +103,14 @@ def init(count: int) -> Steering:
   """The state before the first update, for `count` etas."""
   # Each with arrays of its own: a state is donated.
   zero = lambda: jnp.zeros((), jnp.int32)
-  return Steering(_start(count), _start(count), zero(), zero(), jnp.zeros(()))
+  return Steering(
+    long=_start(count),
+    quick=_start(count),
+    outer_quick=_start(count),
+    time=zero(),
+    waited=zero(),
+    owed=jnp.zeros(()),
+  )
 
 
 def begin_anew(steering: Steering) -> Steering:
@@ -108,8 +124,11 @@ def begin_anew(steering: Steering) -> Steering:
 
 
 def begin_long(steering: Steering) -> Steering:
-  """The state where the long slopes are those of another loss from now on."""
-  return steering._replace(long=jax.tree.map(jnp.zeros_like, steering.long))
+  """The state where eta follows another loss from now on."""
+  long, outer_quick = jax.tree.map(
+    jnp.zeros_like, (steering.long, steering.outer_quick)
+  )
+  return steering._replace(long=long, outer_quick=outer_quick)
 
 
 def long_discount(steering: Steering) -> jax.Array:
@@ -126,6 +145,7 @@ def steer(
   *,
   known: jax.typing.ArrayLike = True,
   regularizes: jax.typing.ArrayLike = False,
+  outer_quick_slopes: jax.Array | None = None,
 ) -> tuple[jax.Array, Steering]:
   """Computes what to add to each eta.
 
@@ -140,6 +160,9 @@ def steer(
       there are none, eta moves by the quick ones alone.
     regularizes: whether an eta is a weight decay that follows held-out data,
       bool [n].
+    outer_quick_slopes: the quick slopes of the outer gradient; like the long
+      ones of use where they are `known`. None where the brake goes by the
+      others alone.
 
   Returns:
     The moves [n], and what to remember.
@@ -149,6 +172,10 @@ def steer(
   )
   long, moves = _follow(slopes, is_rate, steering, known, regularizes)
   brake = BRAKE * _excess(alert)
+  outer_quick = steering.outer_quick
+  if outer_quick_slopes is not None:
+    outer_quick = _follow_quick(outer_quick_slopes, steering, known)
+    brake = jnp.where(_trend(outer_quick) > UPHILL, brake, 0)
   boost = BOOST * _excess(-alert)
   others = jnp.where(
     regularizes, moves, OTHERS_SHARE * moves - jnp.max(brake) * eta
@@ -162,6 +189,7 @@ def steer(
   return moves, Steering(
     long,
     quick,
+    outer_quick,
     optax.safe_increment(steering.time),
     jnp.where(known, 0, optax.safe_increment(steering.waited)),
     steering.owed - paid,
@@ -188,6 +216,16 @@ def _follow(
   moves = jnp.where(waits, (1 - grows) * moves, moves)
   known = jnp.asarray(known)
   return select.where(known, long, steering.long), jnp.where(known, moves, 0)
+
+
+def _follow_quick(
+  slopes: jax.Array, steering: Steering, known: jax.typing.ArrayLike
+) -> Average:
+  """The averages of the outer gradient's quick slopes."""
+  elapsed = (steering.waited + 1).astype(jnp.float32)
+  share = jnp.minimum(elapsed / QUICK_AVERAGED, 1 / MIN_AVERAGED)
+  new, _ = _averaged(steering.outer_quick, _finite(slopes), share)
+  return select.where(jnp.asarray(known), new, steering.outer_quick)
 
 
 def _finite(slopes: jax.Array) -> jax.Array:
@@ -222,6 +260,11 @@ def _averaged(
     jnp.hypot(jnp.sqrt(old) * average.rms, jnp.sqrt(1 - old) * slopes),
     old * average.weight + (1 - old),
   )
+  return new, _trend(new)
+
+
+def _trend(average: Average) -> jax.Array:
+  """Mean over root mean square, [n]; 0 of no slopes."""
   # The weights cancel but for a square root.
-  scale = new.rms * jnp.sqrt(new.weight)
-  return new, new.mean / jnp.maximum(scale, jnp.finfo(jnp.float32).tiny)
+  scale = average.rms * jnp.sqrt(average.weight)
+  return average.mean / jnp.maximum(scale, jnp.finfo(jnp.float32).tiny)

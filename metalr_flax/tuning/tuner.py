@@ -134,7 +134,9 @@ class Tuner:
     restart is done by the update after the alarm.
     """
     assert state.guard is not None
-    verdict, guard = guard_lib.watch(state.guard, grads, state.step, value)
+    verdict, guard = guard_lib.watch(
+      state.guard, grads, state.step, value, outer.held_out
+    )
     restart = state.guard.restart & ~verdict.skip
     eta, steering = self.outer_optimizer.steer(
       grads, outer, state, params, back=verdict.back, restart=restart

@@ -199,6 +199,20 @@ def test_the_mark_is_the_highest_mean_of_its_looks():
   assert watched.guard.levels.mark[0] == level  # it does not fall
 
 
+@pytest.mark.parametrize('level', [1e-6, 0.5])
+def test_on_held_out_data_the_mark_falls_with_time_to_the_running_mean(level):
+  guard, grads = guard_lib.init(), gradient(level)
+  guard = guard._replace(
+    levels=guard_lib.Levels(
+      jnp.array([level, 0.0]), jnp.array([1.0, 0.0]), jnp.float32(1e6)
+    )
+  )
+  for step in range(100, 200):
+    _, guard = WATCH(guard, grads, jnp.int32(step), None, True)
+  falls_to = max(0.5**guard_lib.FORGET, level)
+  assert guard.levels.mark[0] == pytest.approx(falls_to, rel=0.02)
+
+
 def test_late_in_a_run_the_mark_is_looked_at_after_a_share_of_it():
   watched = Watched(1.0)
   watched.step = 5000

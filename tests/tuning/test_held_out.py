@@ -122,7 +122,10 @@ def assert_same_bits(one, other):
 
 
 def test_of_the_training_gradient_itself_it_learns_the_same(params, data):
-  """Bit for bit: what is held out changes which slope is read, and no more."""
+  """Bit for bit: what is held out changes which slope is read, and no more.
+
+  But for the guard's mark, which then falls with time.
+  """
   tx = metalr_flax.self_tuning(injected(), learned=['learning_rate', 'b1'])
   ends = []
   for more in (False, True):
@@ -136,7 +139,8 @@ def test_of_the_training_gradient_itself_it_learns_the_same(params, data):
       updates, state = update(grad(now, batch_at(data[0], step)), state, now)
       now = optax.apply_updates(now, updates)
     assert state.held_out == more
-    ends.append((now, state._replace(held_out=jnp.array(True))))
+    watch = state.guard._replace(levels=None)
+    ends.append((now, state._replace(held_out=jnp.array(True), guard=watch)))
   assert_same_bits(*ends)
 
 
@@ -281,6 +285,53 @@ def test_a_brake_leaves_a_weight_decay_where_it_is():
     regularizes=~two,
   )
   assert moves.tolist() == pytest.approx([-steering.BRAKE, 0.0], rel=1e-5)
+
+
+@pytest.mark.parametrize('slope', [-1.0, 0.0, 1.0, jnp.nan])
+def test_a_brake_works_where_the_last_updates_are_uphill_in_held_out_data(
+  slope,
+):
+  """Also at updates that come without: the last ones then count."""
+  row, memory = jnp.ones(1), steering.init(1)
+  for number in range(40):
+    moves, memory = steering.steer(
+      0 * row,
+      0 * row,
+      row,
+      row > 0,
+      memory,
+      known=number % 4 == 0,
+      outer_quick_slopes=slope * row if number % 4 == 0 else -slope * row,
+    )
+  brakes = steering.BRAKE if slope > 0 else 0
+  assert moves == pytest.approx(-brakes, rel=1e-5)
+
+
+def test_a_brake_asks_the_first_held_out_gradients_anew():
+  row = jnp.ones(1)
+  _, memory = steering.steer(
+    0 * row, row, row, row > 0, steering.init(1), outer_quick_slopes=row
+  )
+  assert memory.outer_quick.weight > 0
+  assert not any(map(jnp.any, steering.begin_long(memory).outer_quick))
+
+
+@pytest.mark.parametrize('given', [True, False])
+def test_an_explosion_of_what_has_memorised_its_data_is_undone(given):
+  """Its gradients are a thousandth of the first ones, and then a tenth."""
+  params = {'w': jnp.ones(2)}
+  tx = both()
+  state = tx.init(params)
+  more = {'meta_grads': {'w': jnp.array([0.1, -0.1])}} if given else {}
+  update = jax.jit(lambda g, s, p: tx.update(g, s, p, **more))
+  norms = [*[1.0] * 10, *[1e-3] * 190, *[0.1] * 10]
+  for step, norm in enumerate(norms):
+    sign = 1 if step % 2 else -1
+    grads = {'w': norm * sign * jnp.ones(2)}
+    updates, state = update(grads, state, params)
+    params = optax.apply_updates(params, updates)
+  undone = metalr_flax.counts_of(state)['undone']
+  assert (undone > 0) == given
 
 
 @pytest.mark.parametrize('decay', [0.1, 1e-6])
