@@ -125,6 +125,17 @@ MUTANTS = [
   Mutant('the rate falls while the weight decay grows', 'tuning/steering', '(1 - grows) * moves', 'moves', 'tests/tuning/test_held_out.py::test_a_rate_does_not_fall_while_the_weight_decay_grows'),
   Mutant('a weight decay starts where the user set it', 'tuning/outer_optimizer', '    eta = factors.begin_decay(state.eta, state.base, self.learned)\n', '    eta = state.eta\n', 'tests/tuning/test_held_out.py::test_a_weight_decay_starts_where_all_do_and_stays_above'),
   Mutant('a held-out gradient that is not finite counts', 'tuning/held_out', 'return Outer(matched, usable,', 'return Outer(matched, jnp.ones_like(usable),', 'tests/tuning/test_held_out.py::test_one_that_is_not_finite_counts_as_none'),
+  Mutant("the loss's hyperparameters are constants", 'engine/inner', '    inner.params, inner.model_state, batch, **of_loss\n', '    inner.params, inner.model_state, batch, **jax.lax.stop_gradient(of_loss)\n', 'tests/engine/test_loss_hyperparams.py::test_closed_form_of_one_update'),
+  Mutant('groups share one tangent beside a hyperparameter of the loss', 'engine/meta_gradient', "return self.curvature != 'none' or bool(problem.loss_hyperparams)", "return self.curvature != 'none'", 'tests/engine/test_loss_hyperparams.py::test_slopes_equal_finite_differences'),
+  Mutant('the training loss may be lowered by its own hyperparameters', 'engine/agreement', '  if online and problem.loss_hyperparams:', '  if False:', 'tests/engine/test_loss_hyperparams.py::test_what_cannot_be_learned_is_refused'),
+  Mutant('the fixed arguments of the loss are dropped', 'trainer/build', 'functools.partial(task.loss, **fixed)', 'task.loss', 'tests/trainer/test_loss_hyperparams.py::test_evaluation_and_outer_loss_are_without_them'),
+  Mutant('the rule starts where the user set it', 'trainer/build', "  if meta['optimizer'] == schema.STEERING:\n", '  if False:\n', 'tests/trainer/test_loss_hyperparams.py::test_all_of_them_are_learned_and_resumed'),
+  Mutant('a run from before an optional field is refused', 'workdir/folder', '    schema.complete(config)  # of a run from before such a field was there\n', '', 'tests/trainer/test_loss_hyperparams.py::test_a_run_from_before_the_field_goes_on'),
+  Mutant('class weights are for the wrong class', 'tasks/classification', 'jnp.where(labels == int(name), weight, weights)', 'jnp.where(labels != int(name), weight, weights)', 'tests/trainer/test_loss_hyperparams.py::test_what_is_found_is_the_known_answer'),
+  Mutant("dropout's noise has the variance of its rate", 'models/dropout', 'jnp.sqrt(rate / (1 - rate))', 'jnp.sqrt(rate)', 'tests/trainer/test_loss_hyperparams.py::test_the_known_rate_of_dropout_is_that_of_dropout'),
+  Mutant('a weight decay may take more than all of a weight', 'tuning/factors', '    return jnp.minimum(e, most).astype(e.dtype)', '    return e', 'tests/tuning/test_held_out.py::test_an_update_takes_no_more_than_all_of_a_weight'),
+  Mutant('the brake does not ask the held-out loss', 'tuning/steering', 'jnp.where(_trend(outer_quick) > UPHILL, brake, 0)', 'brake', 'tests/tuning/test_held_out.py::test_a_brake_works_where_the_last_updates_are_uphill_in_held_out_data'),
+  Mutant("the guard's mark never falls", 'tuning/guard', '  return levels._replace(mark=jnp.where(held_out, mark, levels.mark))', '  return levels', 'tests/tuning/test_held_out.py::test_an_explosion_of_what_has_memorised_its_data_is_undone'),
 ]  # fmt: skip
 
 
