@@ -15,6 +15,7 @@ from metalr_flax.engine import losses
 from metalr_flax.engine import records
 from metalr_flax.models import functional
 from metalr_flax.trainer import build
+from metalr_flax.trainer import build_loss
 from metalr_flax.trainer import build_optimizers
 from metalr_flax.trainer import lookup
 from metalr_flax.trainer import refusals
@@ -101,8 +102,13 @@ def _build(config: Mapping[str, Any], problem: str) -> Arena:
   snapshots = [
     _begin(task, split, seed) for split, seed in zip(splits, seeds, strict=True)
   ]
+  given = {'loss_kwargs': {}, **section['task']}
+  fixed, _ = build_loss.divide(given, {}, task)
   loss_fn = losses.checked(
-    'loss_fn', functional.make_loss_fn(splits[0].train, task.loss)
+    'loss_fn',
+    functional.make_loss_fn(
+      splits[0].train, functools.partial(task.loss, **fixed)
+    ),
   )
   _check_fit(section, task, loss_fn, snapshots[0])
   objective = functools.partial(_objective, task, splits[0].eval)

@@ -172,11 +172,11 @@ def trainer_config(
     What `build.build` takes.
   """
   section = config['problems'][problem]
-  return {
+  whole = {
     'seed': seed,
     'num_outer_steps': section['num_steps'] // methods.UNROLL_LENGTH,
     **dict.fromkeys(schema.CADENCES, 1),
-    'task': section['task'],
+    'task': {**section['task']},
     'model': section['model'],
     'inner': {
       'optimizer': optimizer,
@@ -198,3 +198,5 @@ def trainer_config(
     },
     'threefry_partitionable': True,
   }
+  schema.complete(whole)
+  return whole

@@ -64,6 +64,8 @@ def _check_fields(
   for name in flat:
     check_name(name, where)
   for name, rule in rules.items():
+    if name not in flat and name in schema.OPTIONAL:
+      continue
     if name not in flat:
       raise errors.ConfigError(
         f'{where}{name}: missing; add it to the config file (see '

@@ -455,6 +455,7 @@ WRONG = {
   'fit': (['--config.problems.digits_mlp.model.kwargs.features=(3, 10)'], 'problems.digits_mlp.model.name=mlp', 'does not fit'),
   'config of the trainer': ([f'--config={ROOT / "configs" / "default.py"}'], 'default.py: is for a training run; run python -m metalr_flax.main --config='),
   'loss': (['--config.problems.digits_mlp.task.name=users_code:BadLoss', "--config.problems.digits_mlp.task.kwargs={'kind': 'alone'}", '--config.problems.digits_mlp.model.name=users_code:Net', "--config.problems.digits_mlp.model.kwargs={'width': 3}"], 'problems.digits_mlp.task.name=users_code:BadLoss: returned no metrics'),
+  'loss argument': (["--config.problems.digits_mlp.task={'name': 'digits', 'batch_size': 32, 'path': '', 'kwargs': {}, 'loss_kwargs': {'smoothing': 0.1}}"], 'problems.digits_mlp.task.loss_kwargs', 'smoothing'),
   'optimizer argument': (['--config.optimizers.sgd={"momentun": 0.9}'], 'optimizers.sgd', 'momentun'),
 }  # fmt: skip
 
