@@ -115,7 +115,7 @@ def build(config: Config) -> Experiment:
     loss_label=getattr(task, 'loss_label', tasks.Task.loss_label),
     known_answers=_known_answers(task),
     shares_stream=config['meta']['objective'] == 'held_out'
-    and not _has_next_meta(task),
+    and not has_next_meta(task),
   )
 
 
@@ -154,7 +154,7 @@ def _build_problem(
     ),
     meta_loss_fn=functional.make_loss_fn(split.meta, task.loss),
     next_batch=task.next,
-    next_meta_batch=task.next_meta if _has_next_meta(task) else task.next,
+    next_meta_batch=task.next_meta if has_next_meta(task) else task.next,
     tx=build_optimizers.build_tx(inner_section, of_tx, factory, labels),
     bijections=meta['learned'],
     unroll_length=meta['unroll_length'],
@@ -281,7 +281,7 @@ def _eval_batches(task: tasks.Task) -> Any:
   return task.eval_batches() if hasattr(task, 'eval_batches') else ()
 
 
-def _has_next_meta(task: tasks.Task) -> bool:
+def has_next_meta(task: tasks.Task) -> bool:
   """Whether a task, which may be no `Task`, draws outer batches of its own."""
   method = getattr(type(task), 'next_meta', None)
   return hasattr(task, 'next_meta') and method is not tasks.Task.next_meta
