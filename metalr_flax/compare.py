@@ -9,6 +9,11 @@ is written to <workdir>/cells/; the same command goes on where it stopped, and
 `only` and `methods` may change. The results are comparison.csv, summary.json,
 table.md and plots/, over all cells finished so far.
 
+A problem is compared by its training objective, or, with `objective='unseen'`,
+by the loss on unseen data, as in configs/compare_unseen.py: every run is
+stopped where its held-out loss was least, a grid is picked by that loss, and
+the test loss there is the result.
+
 A cell records its config, not the code that made it: after a change of the code
 take another workdir, or delete the cells that the change concerns.
 

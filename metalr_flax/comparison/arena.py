@@ -11,6 +11,8 @@ import jax.numpy as jnp
 
 from metalr_flax import errors
 from metalr_flax import tasks
+from metalr_flax.comparison import config as config_lib
+from metalr_flax.comparison import unseen as unseen_lib
 from metalr_flax.engine import losses
 from metalr_flax.engine import records
 from metalr_flax.models import functional
@@ -45,8 +47,12 @@ class Arena:
     loss_fn: the training loss, `(params, model_state, batch) -> (loss,
       (model_state, metrics))`.
     next_batch: `data_state -> (data_state, batch)`.
-    objective: the training objective of a snapshot, a scalar, the model in
-      evaluation mode; None where the batches' losses are reported instead.
+    objective: what is compared of a snapshot, the model in evaluation mode: its
+      training objective, a scalar, or the held-out and the test loss, [2],
+      where there is `unseen`; None where the batches' losses are reported
+      instead.
+    unseen: what the loss on unseen data needs; None where the training
+      objective is compared.
     initial: each seed's first snapshot, stacked: arrays [S, ...].
     num_steps: inner updates of a run.
     points: updates done at each evaluation, ascending; the last is num_steps.
@@ -55,6 +61,7 @@ class Arena:
   loss_fn: records.LossFn
   next_batch: records.NextBatch
   objective: Callable[[Snapshot], jax.Array] | None
+  unseen: unseen_lib.Unseen | None
   initial: Snapshot
   num_steps: int
   points: tuple[int, ...]
@@ -69,8 +76,8 @@ def build_arena(config: Mapping[str, Any], problem: str) -> Arena:
 
   Raises:
     ConfigError: for a class that cannot be imported, arguments that it or
-      optax refuses, a task without the methods of `Task`, or a model that
-      does not fit it.
+      optax refuses, a task without the methods of `Task` or without the data
+      that its objective needs, or a model that does not fit it.
   """
   try:
     arena = _build(config, problem)
@@ -111,15 +118,12 @@ def _build(config: Mapping[str, Any], problem: str) -> Arena:
     ),
   )
   _check_fit(section, task, loss_fn, snapshots[0])
-  objective = functools.partial(_objective, task, splits[0].eval)
-  # A task without an objective answers None.
-  measured = section['objective'] == 'task' and (
-    jax.eval_shape(objective, snapshots[0]) is not None
-  )
+  unseen = _build_unseen(config, section, task, splits[0])
   return Arena(
     loss_fn=loss_fn,
     next_batch=task.next,
-    objective=objective if measured else None,
+    objective=_make_objective(section, task, splits[0], snapshots[0], unseen),
+    unseen=unseen,
     initial=jax.tree.map(lambda *leaves: jnp.stack(leaves), *snapshots),
     num_steps=section['num_steps'],
     points=_spread(section['num_steps'], section['num_evaluations']),
@@ -137,6 +141,40 @@ def _begin(task: tasks.Task, split: functional.Split, seed: int) -> Snapshot:
 def _spread(num_steps: int, count: int) -> tuple[int, ...]:
   """Evenly spaced numbers of updates; the last is `num_steps`."""
   return tuple(round(num_steps * (i + 1) / count) for i in range(count))
+
+
+def _build_unseen(
+  config: Mapping[str, Any],
+  section: Mapping[str, Any],
+  task: tasks.Task,
+  split: functional.Split,
+) -> unseen_lib.Unseen | None:
+  """What the loss on unseen data needs, where that is the objective."""
+  if section['objective'] != config_lib.UNSEEN:
+    return None
+  unseen = unseen_lib.build_unseen(section, task, split, config['seed'])
+  with refusals.fitting(section['model']['name'], section['task']['name']):
+    jax.eval_shape(unseen.measure, split.params, split.model_state)
+  return unseen
+
+
+def _make_objective(
+  section: Mapping[str, Any],
+  task: tasks.Task,
+  split: functional.Split,
+  snapshot: Snapshot,
+  unseen: unseen_lib.Unseen | None,
+) -> Callable[[Snapshot], jax.Array] | None:
+  """What is compared of a snapshot, None where that is the batches' losses."""
+  if unseen is not None:
+    measure = unseen.measure
+    return lambda snapshot: measure(snapshot.params, snapshot.model_state)
+  objective = functools.partial(_objective, task, split.eval)
+  # A task without an objective answers None.
+  measured = section['objective'] == 'task' and (
+    jax.eval_shape(objective, snapshot) is not None
+  )
+  return objective if measured else None
 
 
 def _objective(

@@ -7,9 +7,11 @@ once.
 from collections.abc import Iterable, Mapping
 import dataclasses
 import hashlib
+import itertools
 import json
 from typing import Any
 
+from metalr_flax.comparison import config as config_lib
 from metalr_flax.comparison import methods
 
 
@@ -25,6 +27,9 @@ class Cell:
     num_seeds: how many; seed s of the config's `seed` is `seed + s`.
     num_steps: inner updates of a run.
     digest: of everything in the config that decides the cell's numbers.
+    weight_decays: one beside each of the learning rates, where a grid is of
+      both; else empty.
+    unseen: whether losses on unseen data are compared.
   """
 
   problem: str
@@ -34,6 +39,8 @@ class Cell:
   num_seeds: int
   num_steps: int
   digest: str
+  weight_decays: tuple[float, ...] = ()
+  unseen: bool = False
 
   @property
   def id(self) -> str:
@@ -48,7 +55,10 @@ class Cell:
   @property
   def gradient_evaluations(self) -> float:
     """What one run costs, in reverse-mode gradients of an inner batch."""
-    return self.num_steps * methods.METHODS[self.method].cost
+    method = methods.METHODS[self.method]
+    helped = self.unseen and method.held_out
+    extra = 1 / methods.HELD_OUT_EVERY if helped else 0
+    return self.num_steps * (method.cost + extra)
 
   @property
   def cost(self) -> float:
@@ -88,10 +98,8 @@ def _make_cell(
   config: Mapping[str, Any], problem: str, method: str, optimizer: str
 ) -> Cell:
   section = config['problems'][problem]
-  rates = {
-    methods.Kind.GRID: config['learning_rates'],
-    methods.Kind.STARTS: config['initial_learning_rates'],
-  }.get(methods.METHODS[method].kind, ())
+  unseen = section['objective'] == config_lib.UNSEEN
+  rates, decays = _list_settings(config, section, method, optimizer)
   decides = {
     'seed': config['seed'],
     'problem': section,
@@ -100,13 +108,37 @@ def _make_cell(
     'kwargs': config['optimizers'].get(optimizer, {}),
     'learning_rates': list(rates),
   }
+  if unseen:
+    decides['weight_decays'] = list(decays)
   text = json.dumps(decides, sort_keys=True)
   return Cell(
     problem=problem,
     optimizer=optimizer,
     method=method,
-    learning_rates=tuple(rates),
+    learning_rates=rates,
     num_seeds=section['num_seeds'],
     num_steps=section['num_steps'],
     digest=hashlib.sha256(text.encode()).hexdigest(),
+    weight_decays=decays,
+    unseen=unseen,
   )
+
+
+def _list_settings(
+  config: Mapping[str, Any],
+  section: Mapping[str, Any],
+  method: str,
+  optimizer: str,
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+  """The learning rates of a cell, and the weight decay beside each, if any."""
+  kind = methods.METHODS[method].kind
+  if kind is methods.Kind.STARTS:
+    return tuple(config['initial_learning_rates']), ()
+  if kind is not methods.Kind.GRID:
+    return (), ()
+  rates = tuple(config['learning_rates'])
+  decays = section.get(config_lib.DECAYS, [])
+  if not decays or not methods.takes_decay(optimizer):
+    return rates, ()
+  pairs = list(itertools.product(rates, decays))
+  return tuple(rate for rate, _ in pairs), tuple(decay for _, decay in pairs)

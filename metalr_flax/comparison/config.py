@@ -9,7 +9,9 @@ from metalr_flax.comparison import methods as methods_lib
 from metalr_flax.config import check as check_lib
 from metalr_flax.config import schema
 
-OBJECTIVES = ('task', 'batches')
+UNSEEN = 'unseen'  # loss on data that is neither trained nor tuned on
+OBJECTIVES = ('task', 'batches', UNSEEN)
+DECAYS = 'weight_decays'
 
 _SECTIONS = ('task', 'model')
 _COUNTS = {
@@ -17,7 +19,7 @@ _COUNTS = {
   'num_seeds': schema.POSITIVE_INTEGER,
   'num_evaluations': schema.POSITIVE_INTEGER,
 }
-_PROBLEM = (*_SECTIONS, *_COUNTS, 'objective')
+_PROBLEM = (*_SECTIONS, *_COUNTS, 'objective', DECAYS)
 _TOP = (
   'seed',
   'num_seeds',
@@ -29,6 +31,7 @@ _TOP = (
   'only',
   'problems',
 )
+_KNOWN = (*_TOP, DECAYS)  # those of _TOP must be there
 _NAME = re.compile(r'[A-Za-z0-9_-]+')  # it becomes a part of a file's name
 
 
@@ -39,8 +42,9 @@ def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
     config: nested mapping of the fields of `configs/compare.py`.
 
   Returns:
-    The same with every problem's own `num_seeds`, `num_evaluations` and
-    `objective` filled in, and the names of `methods` and `only` as lists.
+    The same with every problem's own `num_seeds`, `num_evaluations`,
+    `objective` and, where that is 'unseen', `weight_decays` filled in, and the
+    names of `methods` and `only` as lists.
 
   Raises:
     ConfigError: naming the first field that is unknown, missing or wrong.
@@ -58,6 +62,8 @@ def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
     _check_rule(name, plain[name], schema.POSITIVE_INTEGER)
   for name in ('learning_rates', 'initial_learning_rates'):
     _check_rates(name, plain[name])
+  if DECAYS in plain:
+    _check_decays(DECAYS, plain[DECAYS])
   for name in ('optimizers', 'problems'):
     _check_mapping(name, plain[name])
   for name, kwargs in plain['optimizers'].items():
@@ -67,6 +73,7 @@ def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
   )
   for name, problem in plain['problems'].items():
     _check_problem(plain, name, problem)
+  _check_one_decay(plain)
   plain['only'] = _names('only', plain['only'], tuple(plain['problems']))
   return plain
 
@@ -81,8 +88,8 @@ def check_name(name: str) -> None:
     ConfigError: with the nearest name there is.
   """
   top, *below = name.split('.')
-  if top not in _TOP:
-    near = check_lib.suggest(top, _TOP)
+  if top not in _KNOWN:
+    near = check_lib.suggest(top, _KNOWN)
     raise errors.ConfigError(f'{name}: unknown field; {near}')
   if top != 'problems' or len(below) < 2:
     return
@@ -127,8 +134,34 @@ def _check_problem(
       'must be a known objective',
       check_lib.suggest(str(problem['objective']), OBJECTIVES),
     )
+  _fill_decays(config, where, problem)
   for key in _SECTIONS:
     check_lib.check_section(key, problem[key], f'{where}.')
+
+
+def _fill_decays(
+  config: Mapping[str, Any], where: str, problem: dict[str, Any]
+) -> None:
+  """Gives a problem of unseen data the comparison's weight decays, if any."""
+  if problem['objective'] == UNSEEN:
+    problem.setdefault(DECAYS, config.get(DECAYS, []))
+    _check_decays(f'{where}.{DECAYS}', problem[DECAYS])
+  elif DECAYS in problem:
+    raise errors.ConfigError(
+      f'{where}.{DECAYS}: are compared by the loss on unseen data alone; leave '
+      f'them out or set --config.{where}.objective={UNSEEN}'
+    )
+
+
+def _check_one_decay(config: Mapping[str, Any]) -> None:
+  """Refuses a weight decay of an optimizer beside those of the grid."""
+  gridded = any(problem.get(DECAYS) for problem in config['problems'].values())
+  for name, kwargs in config['optimizers'].items():
+    if gridded and 'weight_decay' in kwargs:
+      raise errors.ConfigError(
+        f'optimizers.{name}.weight_decay: comes from {DECAYS}; leave it out of '
+        f'one of the two'
+      )
 
 
 def _check_counts(where: str, problem: Mapping[str, Any]) -> None:
@@ -175,9 +208,23 @@ def _check_rates(name: str, rates: Any) -> None:
     )
   for rate in rates:
     _check_rule(name, rate, schema.POSITIVE_NUMBER)
-  if sorted(set(rates)) != rates:
+  _check_ascends(name, rates)
+
+
+def _check_decays(name: str, decays: Any) -> None:
+  if not isinstance(decays, list):
     raise errors.ConfigError.of(
-      name, rates, 'must ascend without repetition', 'sort it'
+      name, decays, 'must be a list of weight decays', 'e.g. 0.0,0.1, or ()'
+    )
+  for decay in decays:
+    _check_rule(name, decay, schema.NUMBER)
+  _check_ascends(name, decays)
+
+
+def _check_ascends(name: str, values: list[Any]) -> None:
+  if sorted(set(values)) != values:
+    raise errors.ConfigError.of(
+      name, values, 'must ascend without repetition', 'sort it'
     )
 
 

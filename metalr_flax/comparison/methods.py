@@ -11,6 +11,7 @@ one, and the length of the run, if it follows a cosine.
 from collections.abc import Callable
 import dataclasses
 import enum
+import inspect
 from typing import Any, NamedTuple, TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 UNROLL_LENGTH = 8  # inner updates in a window of the trainer
 BASELINE = 'constant'  # its best learning rate is what the others are held to
 SUBJECT = 'self_tuning'  # what the comparison is about
+HELD_OUT_EVERY = 4  # updates to each held-out gradient, where it is given any
+RATE, DECAY = 'learning_rate', 'weight_decay'
 
 
 class Kind(enum.Enum):
@@ -40,6 +43,7 @@ class Recipe(NamedTuple):
     injected: makes it from a learning rate, which its state holds.
     cosine: makes the schedule that falls from a peak to 0 over the run.
     num_steps: inner updates of the run.
+    learned: what of it a method learns that learns hyperparameters by name.
   """
 
   learning_rate: 'jax.Array'
@@ -47,6 +51,7 @@ class Recipe(NamedTuple):
   injected: Callable[[Any], 'optax.GradientTransformation']
   cosine: Callable[[Any], 'optax.Schedule']
   num_steps: int
+  learned: tuple[str, ...] = (RATE,)
 
 
 MakeTx = Callable[[Recipe], 'optax.GradientTransformation']
@@ -64,6 +69,9 @@ class Method:
       are trained are others.
     learned_rate: `opt_state -> learning rate` that it has learned.
     cost: reverse-mode gradients of a batch for each inner update.
+    held_out: whether its optimizer takes `meta_grads=`, the gradient of a
+      held-out batch; where the loss on unseen data is compared it is given one
+      at every `HELD_OUT_EVERY`-th update.
     color: matplotlib's, of its lines; kinds without a rate have no lines.
   """
 
@@ -72,7 +80,16 @@ class Method:
   eval_params: Callable[[Any, Any], Any] | None = None
   learned_rate: Callable[[Any], 'jax.Array'] | None = None
   cost: float = 1.0
+  held_out: bool = False
   color: str = 'tab:purple'
+
+
+def takes_decay(optimizer: str) -> bool:
+  """Whether an optax optimizer has a weight decay; '' is none."""
+  import optax
+
+  factory = getattr(optax, optimizer, None)
+  return factory is not None and DECAY in inspect.signature(factory).parameters
 
 
 def of_kind(*kinds: Kind) -> tuple[str, ...]:
@@ -98,9 +115,17 @@ def _self_tuning(recipe: Recipe) -> 'optax.GradientTransformation':
 
   from metalr_flax.tuning import self_tuning
 
-  tx = self_tuning.self_tuning(recipe.injected(recipe.learning_rate))
-  # Given gradients alone and not the loss, as most loops call it.
-  return optax.GradientTransformation(tx.init, tx.update)
+  tx = self_tuning.self_tuning(
+    recipe.injected(recipe.learning_rate), learned=recipe.learned
+  )
+
+  def update(
+    grads: Any, state: Any, params: Any, *, meta_grads: Any = None, **_: Any
+  ) -> Any:
+    # Given gradients alone and not the loss, as most loops call it.
+    return tx.update(grads, state, params, meta_grads=meta_grads)
+
+  return optax.GradientTransformationExtraArgs(tx.init, update)
 
 
 def _injected_rate(opt_state: Any) -> 'jax.Array':
@@ -144,11 +169,13 @@ def _schedule_free_params(opt_state: Any, params: Any) -> Any:
 METHODS = {
   'constant': Method(kind=Kind.GRID, make_tx=_constant, color='tab:gray'),
   'cosine': Method(kind=Kind.GRID, make_tx=_cosine, color='tab:blue'),
-  # It differentiates the optimizer's update alone: no gradient of its own.
+  # It differentiates the optimizer's update alone: no gradient of its own, but
+  # for those of held-out batches where the loss on unseen data is compared.
   'self_tuning': Method(
     kind=Kind.STARTS,
     make_tx=_self_tuning,
     learned_rate=_injected_rate,
+    held_out=True,
     color='tab:orange',
   ),
   # To each gradient it adds its exact forward tangent, counted as 1.5 more (a

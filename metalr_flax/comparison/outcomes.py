@@ -9,6 +9,24 @@ from metalr_flax.comparison import cells
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class HeldOut:
+  """Held-out losses of a cell's runs: R settings, S seeds, E evaluations.
+
+  Attributes:
+    losses: each run's least held-out loss, inf where none is finite, [R, S].
+    stops: inner updates done there, int [R, S].
+    curves: the held-out loss at each evaluation, mean over seeds, inf where one
+      is not finite, [R, E].
+    loss_label: what the losses measure and their unit.
+  """
+
+  losses: np.ndarray
+  stops: np.ndarray
+  curves: np.ndarray
+  loss_label: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Outcome:
   """The numbers of a finished cell: R learning rates, S seeds, E evaluations.
 
@@ -16,7 +34,8 @@ class Outcome:
     cell: which one.
     first_seed: seeds are this one and those that follow.
     initial_objective: before the first update, mean over seeds.
-    finals: the reported objective, inf where it is not finite, [R, S].
+    finals: the reported objective, inf where it is not finite, [R, S]; of
+      unseen data the test loss where the held-out loss was least.
     diverged: whether a run counts as diverged, bool [R, S].
     steps: inner updates done at each evaluation, int [E].
     curves: the objective there, mean over seeds, inf where one is not finite,
@@ -24,6 +43,7 @@ class Outcome:
     learned_rates: the learned learning rate there, geometric mean over seeds,
       NaN where there is none, [R, E].
     seconds: that the cell took, compilation included.
+    held_out: None where the training objective is compared.
   """
 
   cell: cells.Cell
@@ -35,6 +55,7 @@ class Outcome:
   curves: np.ndarray
   learned_rates: np.ndarray
   seconds: float
+  held_out: HeldOut | None = None
 
   @property
   def scores(self) -> np.ndarray:
@@ -43,11 +64,22 @@ class Outcome:
       np.any(self.diverged, axis=1), np.inf, np.mean(self.finals, axis=1)
     )
 
+  @property
+  def picked(self) -> int:
+    """The setting to prefer, an index below R.
+
+    That of the least held-out loss, mean over the seeds, where there is one;
+    else that of the best score.
+    """
+    if self.held_out is None:
+      return int(np.argmin(self.scores))
+    return int(np.argmin(np.mean(self.held_out.losses, axis=1)))
+
 
 def to_json(outcome: Outcome) -> dict[str, Any]:
   """An outcome as plain JSON values; null stands for what is not finite."""
   cell = outcome.cell
-  return {
+  values = {
     'digest': cell.digest,
     'problem': cell.problem,
     'optimizer': cell.optimizer,
@@ -65,6 +97,28 @@ def to_json(outcome: Outcome) -> dict[str, Any]:
     'curves': _plain(outcome.curves),
     'learned': _plain(outcome.learned_rates),
   }
+  if outcome.held_out is not None:
+    values['weight_decays'] = list(cell.weight_decays)
+    values['held_out'] = _held_out_to_json(outcome.held_out)
+  return values
+
+
+def _held_out_to_json(held_out: HeldOut) -> dict[str, Any]:
+  return {
+    'loss': held_out.loss_label,
+    'losses': _plain(held_out.losses),
+    'stops': held_out.stops.tolist(),
+    'curves': _plain(held_out.curves),
+  }
+
+
+def _held_out_from_json(values: Any) -> HeldOut:
+  return HeldOut(
+    losses=_array(values['losses'], np.inf),
+    stops=np.asarray(values['stops'], int),
+    curves=_array(values['curves'], np.inf),
+    loss_label=str(values['loss']),
+  )
 
 
 def from_json(cell: cells.Cell, values: Any) -> Outcome | None:
@@ -90,6 +144,7 @@ def from_json(cell: cells.Cell, values: Any) -> Outcome | None:
       curves=_array(values['curves'], np.inf),
       learned_rates=_array(values['learned'], np.nan),
       seconds=float(values['seconds']),
+      held_out=_held_out_from_json(values['held_out']) if cell.unseen else None,
     )
     runs = (max(1, len(cell.learning_rates)), cell.num_seeds)
     points = (runs[0], len(outcome.steps))
@@ -97,7 +152,12 @@ def from_json(cell: cells.Cell, values: Any) -> Outcome | None:
     return None
   shapes = [outcome.finals.shape, outcome.diverged.shape]
   shapes += [outcome.curves.shape, outcome.learned_rates.shape]
-  return outcome if shapes == [runs, runs, points, points] else None
+  expected = [runs, runs, points, points]
+  if outcome.held_out is not None:
+    held = outcome.held_out
+    shapes += [held.losses.shape, held.stops.shape, held.curves.shape]
+    expected += [runs, runs, points]
+  return outcome if shapes == expected else None
 
 
 def _plain(array: Any) -> Any:

@@ -48,7 +48,7 @@ def plot_all(folder: pathlib.Path, standings: standings_lib.Standings) -> None:
     standings: all finished cells.
   """
   if standings.pairs:
-    for picture in PICTURES:
+    for picture in UNSEEN_PICTURES if standings.unseen else PICTURES:
       _plot(folder / f'{picture.file}.png', standings, picture)
 
 
@@ -78,7 +78,7 @@ def _plot(
       axes.tick_params(which='both', labelsize=7)
       axes.grid(True, alpha=0.25)
       if j == 0:
-        axes.set_ylabel(picture.y_label, fontsize=8)
+        axes.set_ylabel(_y_label(picture, standings, problem), fontsize=8)
       if i == rows - 1:
         axes.set_xlabel(picture.x_label, fontsize=8)
       lines, names = axes.get_legend_handles_labels()
@@ -94,6 +94,26 @@ def _plot(
   png = io.BytesIO()
   canvas.print_png(png)
   files.write_bytes(path, png.getvalue())
+
+
+def _y_label(
+  picture: Picture, standings: standings_lib.Standings, problem: str
+) -> str:
+  """A row's label; below that of a loss on unseen data is its unit."""
+  of_loss = picture.y_label == standings_lib.UNSEEN
+  unit = standings.loss_label(problem) if of_loss else ''
+  return f'{picture.y_label}\n{unit}'.strip()
+
+
+def _by_rate(outcome: outcomes.Outcome) -> tuple[np.ndarray, np.ndarray]:
+  """Learning rates and scores; a rate's decay is picked by held-out loss."""
+  rates, scores = np.array(outcome.cell.learning_rates), outcome.scores
+  if outcome.held_out is None:
+    return rates, scores
+  by_loss = np.argsort(np.mean(outcome.held_out.losses, axis=1), kind='stable')
+  best = {rates[i]: scores[i] for i in by_loss[::-1]}
+  found = sorted(best)
+  return np.array(found), np.array([best[rate] for rate in found])
 
 
 def _found(
@@ -125,8 +145,7 @@ def _draw_finals(
   kinds = methods_lib.Kind.GRID, methods_lib.Kind.STARTS
   for outcome in _found(standings, problem, optimizer, *kinds):
     cell, style = outcome.cell, _style(outcome.cell)
-    rates = np.array(cell.learning_rates)
-    scores = outcome.scores
+    rates, scores = _by_rate(outcome)
     fine = np.isfinite(scores)
     axes.plot(
       rates,
@@ -145,7 +164,8 @@ def _draw_finals(
   best = standings.best(problem, optimizer, methods_lib.BASELINE)
   if best is not None and np.isfinite(best.score):
     level = max(best.score, _TINY)
-    axes.axhline(level, color='black', linewidth=0.6, label='best constant')
+    label = 'picked constant' if standings.unseen else 'best constant'
+    axes.axhline(level, color='black', linewidth=0.6, label=label)
 
 
 def _draw_schedules(
@@ -172,7 +192,7 @@ def _draw_schedules(
       color='black',
       linestyle=':',
       linewidth=1,
-      label='best constant rate',
+      label=f'{"picked" if standings.unseen else "best"} constant rate',
     )
 
 
@@ -206,7 +226,7 @@ def _draw_curves(
         linewidth=0,
       )
     else:
-      shown = curves[order[0]]
+      shown = curves[outcome.picked]
     axes.plot(
       x,
       np.where(np.isfinite(shown), shown, np.nan),
@@ -246,5 +266,40 @@ PICTURES = (
     title='Objective by what it cost (a grid pays for all its rates)',
     x_label='gradient evaluations',
     y_label='objective',
+  ),
+)
+UNSEEN_PICTURES = (
+  Picture(
+    'unseen_vs_initial_rate',
+    _draw_finals,
+    title='Loss on unseen data where the held-out loss was least, against the '
+    'learning rate that a run starts from (weight decays: picked by held-out '
+    'loss)',
+    x_label='initial learning rate',
+    y_label=standings_lib.UNSEEN,
+  ),
+  Picture(
+    'unseen_learned_schedules',
+    _draw_schedules,
+    title='Learning rates learned from each initial rate '
+    '(geometric mean over seeds; dotted: the picked constant)',
+    x_label='inner updates',
+    y_label='learning rate',
+  ),
+  Picture(
+    'unseen_curves',
+    functools.partial(_draw_curves, gradients=False),
+    title='Loss on unseen data while training (mean over seeds; grids: picked '
+    'by held-out loss; the others: median start, and the range of all starts)',
+    x_label='inner updates',
+    y_label=standings_lib.UNSEEN,
+  ),
+  Picture(
+    'unseen_curves_by_cost',
+    functools.partial(_draw_curves, gradients=True),
+    title='Loss on unseen data by what it cost (a grid pays for all its '
+    'settings)',
+    x_label='gradient evaluations',
+    y_label=standings_lib.UNSEEN,
   ),
 )

@@ -25,11 +25,15 @@ class Runs:
     steps: inner updates done at each evaluation, int [E].
     initial_objective: before the first update, float [S]; the first batch's
       loss where the batches are the objective.
-    curves: the objective at each evaluation, float [E, R, S].
+    curves: the objective at each evaluation, float [E, R, S]; of unseen data
+      the test loss.
     learned_rates: the learned learning rate there, NaN without one, [E, R, S].
-    finals: mean of the last tenth of the curves, inf where not finite, [R, S].
+    finals: mean of the last tenth of the curves, inf where not finite, [R, S];
+      of unseen data the test loss where the held-out loss was least.
     diverged: whether a run's final is infinite or above ten times its initial
       objective, bool [R, S].
+    held_out: of unseen data the held-out loss at each evaluation, inf where not
+      finite, [E, R, S].
   """
 
   steps: np.ndarray
@@ -38,6 +42,13 @@ class Runs:
   learned_rates: np.ndarray
   finals: np.ndarray
   diverged: np.ndarray
+  held_out: np.ndarray | None = None
+
+  @property
+  def stops(self) -> np.ndarray:
+    """The evaluation where the held-out loss was least, int [R, S]."""
+    assert self.held_out is not None
+    return np.argmin(self.held_out, axis=0)
 
 
 def train_runs(
@@ -45,6 +56,7 @@ def train_runs(
   arena: arena_lib.Arena,
   learning_rates: tuple[float, ...],
   stop: interrupts.StopRequest,
+  weight_decays: tuple[float, ...] = (),
 ) -> Runs:
   """Trains a contestant from every learning rate with every seed.
 
@@ -53,15 +65,17 @@ def train_runs(
     arena: the problem.
     learning_rates: R of them; a contestant without one has one run a seed.
     stop: true once a signal asked to stop, looked at between evaluations.
+    weight_decays: one beside each learning rate, or none.
 
   Raises:
     Interrupted: where it did.
   """
   rates = jnp.asarray(learning_rates or (jnp.nan,), jnp.float32)
-  over_seeds = jax.vmap(contestant.init, in_axes=(None, 0))
-  init = jax.jit(jax.vmap(over_seeds, in_axes=(0, None)))
+  decays = jnp.asarray(weight_decays, jnp.float32) if weight_decays else None
+  over_seeds = jax.vmap(contestant.init, in_axes=(None, 0, None))
+  init = jax.jit(jax.vmap(over_seeds, in_axes=(0, None, 0)))
   advance = _make_advance(contestant, arena)
-  state = init(rates, arena.initial)
+  state = init(rates, arena.initial, decays)
   initial = jax.jit(jax.vmap(_make_measure(arena)))(arena.initial)
   done, rows = 0, []
   # A step of several updates ends at the last one that is due.
@@ -74,7 +88,8 @@ def train_runs(
     done = end
   curves, learned = (np.stack(values) for values in zip(*rows, strict=True))
   steps = np.array(ends) * contestant.updates
-  return _make_runs(steps, jax.device_get(initial), curves, learned)
+  make = _make_runs if arena.unseen is None else _stop_early
+  return make(steps, jax.device_get(initial), curves, learned)
 
 
 def _make_runs(
@@ -93,6 +108,34 @@ def _make_runs(
     learned_rates=learned,
     finals=finals,
     diverged=~(finals <= DIVERGED * initial),
+  )
+
+
+def _stop_early(
+  steps: np.ndarray,
+  initial: np.ndarray,
+  losses: np.ndarray,
+  learned: np.ndarray,
+) -> Runs:
+  """Runs on unseen data, each scored where its held-out loss was least.
+
+  Args:
+    steps: as `Runs` has them.
+    initial: held-out and test loss before the first update, [S, 2].
+    losses: the same at each evaluation, [E, R, S, 2].
+    learned: as `Runs` has them.
+  """
+  held_out, test = np.moveaxis(losses.astype(np.float64), -1, 0)
+  held_out = np.where(np.isfinite(held_out), held_out, np.inf)
+  runs = _make_runs(steps, initial[:, 1], test, learned)
+  at = np.argmin(held_out, axis=0)
+  finals = np.take_along_axis(test, at[None], 0)[0]
+  finals = np.where(np.isfinite(finals), finals, np.inf)
+  return dataclasses.replace(
+    runs,
+    finals=finals,
+    diverged=~(finals <= DIVERGED * initial[:, 1]),
+    held_out=held_out,
   )
 
 

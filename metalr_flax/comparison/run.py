@@ -20,6 +20,7 @@ from metalr_flax.comparison import plots
 from metalr_flax.comparison import race
 from metalr_flax.comparison import standings as standings_lib
 from metalr_flax.comparison import table as table_lib
+from metalr_flax.comparison import unseen as unseen_lib
 from metalr_flax.comparison import workdir as workdir_lib
 from metalr_flax.engine import forward
 from metalr_flax.workdir import files
@@ -79,6 +80,7 @@ def _train_cells(
         arenas[cell.problem],
         cell.learning_rates,
         stop,
+        cell.weight_decays,
       )
     except errors.Interrupted as error:
       raise _interrupted(stop, workdir, number - 1) from error
@@ -87,14 +89,22 @@ def _train_cells(
         f'methods={cell.method}: {str(error).partition(":")[0]}; leave it out'
       ) from error
     seconds = time.monotonic() - begun
-    outcome = _make_outcome(cell, runs, config['seed'], seconds)
+    outcome = _make_outcome(
+      cell, runs, arenas[cell.problem].unseen, config['seed'], seconds
+    )
     workdir_lib.write_cell(workdir, outcome)
     console.say(
       f'cell {number:{len(str(total))}}/{total}  {cell.id}: '
-      f'best final {np.min(outcome.scores):.4g}, '
+      f'{_say_score(outcome)}, '
       f'{np.sum(outcome.diverged)} of {outcome.diverged.size} runs diverged  '
       f'| {seconds:.1f} s, {clock.left(cell, seconds)} left'
     )
+
+
+def _say_score(outcome: outcomes.Outcome) -> str:
+  """A cell's score: its best, or that of what its held-out losses pick."""
+  name = standings_lib.UNSEEN if outcome.cell.unseen else 'best final'
+  return f'{name} {outcome.scores[outcome.picked]:.4g}'
 
 
 def _interrupted(
@@ -138,7 +148,11 @@ def _work(cell: cells.Cell) -> float:
 
 
 def _make_outcome(
-  cell: cells.Cell, runs: race.Runs, seed: int, seconds: float
+  cell: cells.Cell,
+  runs: race.Runs,
+  unseen: unseen_lib.Unseen | None,
+  seed: int,
+  seconds: float,
 ) -> outcomes.Outcome:
   with np.errstate(all='ignore'):
     curves = np.mean(runs.curves, axis=2, dtype=np.float64).T
@@ -153,6 +167,19 @@ def _make_outcome(
     curves=np.where(np.isfinite(curves), curves, np.inf),
     learned_rates=learned,
     seconds=seconds,
+    held_out=_make_held_out(runs, unseen) if unseen else None,
+  )
+
+
+def _make_held_out(
+  runs: race.Runs, unseen: unseen_lib.Unseen
+) -> outcomes.HeldOut:
+  assert runs.held_out is not None
+  return outcomes.HeldOut(
+    losses=np.min(runs.held_out, axis=0),
+    stops=runs.steps[runs.stops],
+    curves=np.mean(runs.held_out, axis=2).T,
+    loss_label=unseen.loss_label,
   )
 
 
@@ -161,15 +188,16 @@ def _write_results(config: Config, workdir: pathlib.Path) -> None:
   everything = cells.list_cells(config, selected=False)
   found = workdir_lib.read_cells(workdir, everything)
   finished = list(found.values())
-  standings = standings_lib.Standings(finished)
-  table = table_lib.make_table(standings)
+  standings = standings_lib.by_objective(finished)
+  table = '\n'.join(map(table_lib.make_table, standings))
   rows = table_lib.make_csv(finished)
   files.write_bytes(workdir / workdir_lib.CSV, rows.encode())
   files.write_bytes(workdir / workdir_lib.TABLE, table.encode())
   files.write_json(
-    workdir / workdir_lib.SUMMARY, standings_lib.summarize(standings)
+    workdir / workdir_lib.SUMMARY, standings_lib.summarize_all(standings)
   )
-  plots.plot_all(workdir / workdir_lib.PLOTS, standings)
+  for of_one in standings:
+    plots.plot_all(workdir / workdir_lib.PLOTS, of_one)
   console.say('')
   console.say(table)
   console.say(f'results: {workdir}')

@@ -2,7 +2,9 @@
 
 A score is the mean final objective over the seeds, inf where one of them
 diverged; a ratio is one score over another. Below 1 the first is better, up to
-`TIE` they count as level.
+`TIE` they count as level. Where losses on unseen data are compared, the final
+is the test loss where the held-out loss was least, and a grid counts with the
+setting of the least held-out loss.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,9 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from metalr_flax.comparison import cells
 from metalr_flax.comparison import methods as methods_lib
 from metalr_flax.comparison import outcomes
 
+UNSEEN = 'loss on unseen data'
 TIE = 1.005
 # A geometric mean takes a ratio for at most this, and at least its inverse: one
 # run that diverged, or one loss of nearly 0, would be all that it shows.
@@ -24,20 +28,24 @@ Key = tuple[str, str, str]  # problem, optimizer, method
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Best:
-  """The best learning rate of a grid.
+  """The best learning rate of a grid, or the best rate and weight decay.
 
   Attributes:
-    learning_rate: picked on the score itself.
+    learning_rate: picked on the score itself, or by held-out loss.
     score: its own, inf where all diverged.
     std: of the finals over the seeds.
     at_the_edge: whether it is the first or last of the grid: a wider one might
       have found a better.
+    weight_decay: picked with the rate, None where the grid is of rates alone.
+    held_out: the held-out loss that picked them, None where the score did.
   """
 
   learning_rate: float
   score: float
   std: float
   at_the_edge: bool
+  weight_decay: float | None = None
+  held_out: float | None = None
 
 
 class Standings:
@@ -57,6 +65,20 @@ class Standings:
     self.reference = 'adam' if 'adam' in found else min(found, default='')
 
   @property
+  def unseen(self) -> bool:
+    """Whether they are of the loss on unseen data."""
+    return any(o.held_out is not None for o in self.outcomes.values())
+
+  def loss_label(self, problem: str) -> str:
+    """A problem's loss on unseen data and its unit, in words; '' without."""
+    labels = (
+      o.held_out.loss_label
+      for (name, _, _), o in self.outcomes.items()
+      if name == problem and o.held_out is not None
+    )
+    return next(labels, '')
+
+  @property
   def pairs(self) -> list[tuple[str, str]]:
     """Problems with their inner optimizers, in the order of the cells."""
     return list(dict.fromkeys((p, o) for p, o, _ in self.outcomes if o))
@@ -71,15 +93,16 @@ class Standings:
     outcome = self.outcomes.get((problem, optimizer, method))
     if outcome is None:
       return None
-    scores = outcome.scores
-    index = int(np.argmin(scores))
+    cell, held_out, index = outcome.cell, outcome.held_out, outcome.picked
     with np.errstate(invalid='ignore'):
       std = float(np.std(outcome.finals[index]))
     return Best(
-      learning_rate=outcome.cell.learning_rates[index],
-      score=float(scores[index]),
+      learning_rate=cell.learning_rates[index],
+      score=float(outcome.scores[index]),
       std=std,
-      at_the_edge=index in (0, len(scores) - 1),
+      at_the_edge=_at_the_edge(cell, index),
+      weight_decay=cell.weight_decays[index] if cell.weight_decays else None,
+      held_out=float(np.mean(held_out.losses[index])) if held_out else None,
     )
 
   def ratios(self, problem: str, optimizer: str, method: str) -> list[float]:
@@ -110,7 +133,7 @@ class Standings:
         continue
       scores = theirs.scores
       if kind is not methods_lib.Kind.STARTS:
-        scores = np.full(len(ours.scores), np.min(scores))
+        scores = np.full(len(ours.scores), scores[theirs.picked])
       found += map(ratio, ours.scores, scores)
     return found
 
@@ -159,7 +182,8 @@ class Standings:
     name = f'{method} {optimizer}'.strip()
     kind = outcome.cell.kind
     if kind is methods_lib.Kind.GRID:
-      return {f'{name}, best rate': min(ratios)}
+      chosen = 'best rate' if outcome.held_out is None else 'picked'
+      return {f'{name}, {chosen}': ratios[outcome.picked]}
     if kind is methods_lib.Kind.STARTS:
       return {
         f'{name}, mean of starts': geometric_mean(ratios),
@@ -175,6 +199,25 @@ class Standings:
       bad = int(np.sum(outcome.diverged))
       counts[method] = (before[0] + bad, before[1] + outcome.diverged.size)
     return counts
+
+
+def _at_the_edge(cell: cells.Cell, index: int) -> bool:
+  """Whether a wider grid might have found a better setting; 0 is no edge."""
+  rates, decays = cell.learning_rates, cell.weight_decays
+  edge = rates[index] in (rates[0], rates[-1])
+  ends = {decay for decay in (*decays[:1], *decays[-1:]) if decay}
+  return edge or (bool(decays) and decays[index] in ends)
+
+
+def by_objective(finished: Iterable[outcomes.Outcome]) -> list[Standings]:
+  """The standings by training objective and by unseen data, if there are any.
+
+  Where there is nothing at all, those by training objective.
+  """
+  parts: tuple[list[outcomes.Outcome], ...] = [], []
+  for outcome in finished:
+    parts[outcome.cell.unseen].append(outcome)
+  return [Standings(part) for part in parts if part] or [Standings([])]
 
 
 def ratio(score: float, other: float) -> float:
@@ -198,8 +241,17 @@ def geometric_mean(ratios: Sequence[float]) -> float:
   return float(np.exp(np.mean(np.log(np.clip(ratios, 1 / CAP, CAP)))))
 
 
+def summarize_all(parts: Iterable[Standings]) -> dict[str, Any]:
+  """The content of `summary.json`: what is of unseen data under `unseen`."""
+  summary: dict[str, Any] = {}
+  for standings in parts:
+    found = summarize(standings)
+    summary |= {'unseen': found} if standings.unseen else found
+  return summary
+
+
 def summarize(standings: Standings) -> dict[str, Any]:
-  """The content of `summary.json`; null stands for infinite or not finished.
+  """The standings as JSON values; null stands for infinite or not finished.
 
   `share_won` is of the (problem, optimizer, start) that end level with the
   best constant rate or better.
@@ -225,6 +277,8 @@ def summarize(standings: Standings) -> dict[str, Any]:
     'ranking': standings.ranking(),
     'rules': {'tie': TIE, 'cap_in_geometric_means': CAP},
   }
+  if standings.unseen:
+    summary = {'objective': UNSEEN, **summary}
   return _finite(summary)
 
 
@@ -239,9 +293,11 @@ def _summarize_pair(
   standings: Standings, problem: str, optimizer: str
 ) -> dict[str, Any]:
   summary: dict[str, Any] = {'problem': problem, 'optimizer': optimizer}
+  if standings.unseen:
+    summary['loss'] = standings.loss_label(problem)
   for method in methods_lib.of_kind(methods_lib.Kind.GRID):
     best = standings.best(problem, optimizer, method)
-    summary[method] = dataclasses.asdict(best) if best else None
+    summary[method] = _without_none(best) if best else None
   for method in methods_lib.of_kind(methods_lib.Kind.STARTS):
     ratios = standings.ratios(problem, optimizer, method)
     outcome = standings.outcomes.get((problem, optimizer, method))
@@ -255,6 +311,11 @@ def _summarize_pair(
         'best': min(ratios),
       }
   return summary
+
+
+def _without_none(best: Best) -> dict[str, Any]:
+  fields = dataclasses.asdict(best).items()
+  return {name: value for name, value in fields if value is not None}
 
 
 def _finite(value: Any) -> Any:

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 import csv
 import io
 import math
+from typing import Any, NamedTuple
 
 from metalr_flax.comparison import methods as methods_lib
 from metalr_flax.comparison import outcomes
@@ -20,37 +21,97 @@ COLUMNS = (
   'steps',
   'gradient_evaluations',
 )
+# Of a comparison with problems of unseen data; `final` is their test loss then.
+UNSEEN_COLUMNS = ('weight_decay', 'held_out', 'stop')
+
+
+class Words(NamedTuple):
+  """How the tables call what is compared.
+
+  Attributes:
+    title: of the whole.
+    best: what precedes the name of a grid's chosen setting.
+    chosen: the column of it.
+    setting: the setting itself.
+    final: what the numbers are.
+    baseline: what `self_tuning` is held to.
+    over: of what the ranking's ratios are, a format of the optimizer's name.
+  """
+
+  title: str
+  best: str
+  chosen: str
+  setting: str
+  final: str
+  baseline: str
+  over: str
+
+
+TRAINING = Words(
+  title='Comparison',
+  best='best',
+  chosen='rate, final',
+  setting='best rate',
+  final='Final: mean +- standard deviation over the seeds.',
+  baseline='the best constant rate',
+  over='Final over the best constant {} final',
+)
+UNSEEN = Words(
+  title='Comparison by the loss on unseen data',
+  best='picked',
+  chosen='rate, weight decay if any: loss on unseen data',
+  setting='picked setting',
+  final='Loss on unseen data, {}: the test loss where the held-out loss was '
+  'least along the run, mean +- standard deviation over the seeds. Settings '
+  'are picked by held-out loss.',
+  baseline='the picked constant',
+  over='Loss on unseen data over that of the picked constant {}',
+)
 
 
 def make_csv(finished: Iterable[outcomes.Outcome]) -> str:
   """A row for each run, floats written so that they read back exactly."""
-  file = io.StringIO()
+  file, finished = io.StringIO(), list(finished)
+  unseen = any(outcome.held_out is not None for outcome in finished)
   writer = csv.writer(file, lineterminator='\n')
-  writer.writerow(COLUMNS)
+  writer.writerow([*COLUMNS, *(UNSEEN_COLUMNS if unseen else ())])
   for outcome in finished:
-    cell = outcome.cell
-    for i, rate in enumerate(cell.learning_rates or ('',)):
-      for s in range(cell.num_seeds):
-        writer.writerow(
-          [
-            cell.problem,
-            cell.optimizer,
-            cell.method,
-            rate,
-            outcome.first_seed + s,
-            float(outcome.finals[i, s]),
-            bool(outcome.diverged[i, s]),
-            cell.num_steps,
-            cell.gradient_evaluations,
-          ]
-        )
+    for i in range(len(outcome.finals)):
+      for s in range(outcome.cell.num_seeds):
+        more = _unseen_values(outcome, i, s) if unseen else []
+        writer.writerow([*_values(outcome, i, s), *more])
   return file.getvalue()
+
+
+def _values(outcome: outcomes.Outcome, i: int, s: int) -> list[Any]:
+  """A run's values of `COLUMNS`."""
+  cell = outcome.cell
+  return [
+    cell.problem,
+    cell.optimizer,
+    cell.method,
+    cell.learning_rates[i] if cell.learning_rates else '',
+    outcome.first_seed + s,
+    float(outcome.finals[i, s]),
+    bool(outcome.diverged[i, s]),
+    cell.num_steps,
+    cell.gradient_evaluations,
+  ]
+
+
+def _unseen_values(outcome: outcomes.Outcome, i: int, s: int) -> list[Any]:
+  """A run's values of `UNSEEN_COLUMNS`, empty where it has none."""
+  decays, held_out = outcome.cell.weight_decays, outcome.held_out
+  decay = decays[i] if decays else ''
+  if held_out is None:
+    return [decay, '', '']
+  return [decay, float(held_out.losses[i, s]), int(held_out.stops[i, s])]
 
 
 def make_table(standings: standings_lib.Standings) -> str:
   """The comparison in Markdown."""
   parts = [
-    '# Comparison',
+    f'# {_words(standings).title}',
     _pairs(standings),
     _overall(standings),
     _ranking(standings),
@@ -58,16 +119,21 @@ def make_table(standings: standings_lib.Standings) -> str:
   return '\n\n'.join(part for part in parts if part) + '\n'
 
 
+def _words(standings: standings_lib.Standings) -> Words:
+  return UNSEEN if standings.unseen else TRAINING
+
+
 def _pairs(standings: standings_lib.Standings) -> str:
   grids = methods_lib.of_kind(methods_lib.Kind.GRID)
   starts = methods_lib.of_kind(methods_lib.Kind.STARTS)
+  words = _words(standings)
   titles = [
     'problem',
     'optimizer',
-    *(f'best {grid}' for grid in grids),
+    *(f'{words.best} {grid}' for grid in grids),
     *starts,
   ]
-  titles[2] += ': rate, final'
+  titles[2] += f': {words.chosen}'
   titles[2 + len(grids)] += ': worst / median / best'
   lines = [f'| {" | ".join(titles)} |', '|---' * len(titles) + '|']
   for pair in standings.pairs:
@@ -77,13 +143,27 @@ def _pairs(standings: standings_lib.Standings) -> str:
       *(_spread(standings.ratios(*pair, start)) for start in starts),
     ]
     lines.append(f'| {" | ".join(values)} |')
-  notes = (
-    f'Final: mean +- standard deviation over the seeds. The columns '
-    f'{" and ".join(starts)} are ratios to the best constant final over all '
-    f'initial rates; inf: a seed diverged. `*`: the best rate is at the edge '
-    f'of the grid.'
-  )
+  if standings.unseen:
+    notes = _unseen_notes(standings, starts)
+  else:
+    notes = (
+      f'{words.final} The columns {" and ".join(starts)} are ratios to the '
+      f'best constant final over all initial rates; inf: a seed diverged. `*`: '
+      f'the best rate is at the edge of the grid.'
+    )
   return '\n'.join([*lines, '', notes])
+
+
+def _unseen_notes(
+  standings: standings_lib.Standings, starts: tuple[str, ...]
+) -> str:
+  labels = dict.fromkeys(map(standings.loss_label, standings.problems))
+  return (
+    f'{UNSEEN.final.format(" or ".join(labels))} The columns '
+    f'{" and ".join(starts)} are ratios to that of the picked constant over '
+    f'all initial rates; inf: a seed diverged. `*`: the picked rate or weight '
+    f'decay is at the edge of the grid.'
+  )
 
 
 def _overall(standings: standings_lib.Standings) -> str:
@@ -96,7 +176,7 @@ def _overall(standings: standings_lib.Standings) -> str:
   share = standings_lib.share_won(ratios)
   if share is not None:
     lines += [
-      f'- level with the best constant rate or better (ratio <= '
+      f'- level with {_words(standings).baseline} or better (ratio <= '
       f'{standings_lib.TIE}): {share:.0%} of {len(ratios)} (problem, '
       f'optimizer, start)',
       f'- from every start: {sum(won)} of {len(won)} (problem, optimizer). The '
@@ -126,12 +206,13 @@ def _ranking(standings: standings_lib.Standings) -> str:
   rows = standings.ranking()
   if not rows:
     return ''
+  words = _words(standings)
   lines = [
     '## Ranking',
     '',
-    f'Final over the best constant {standings.reference} final: geometric mean '
+    f'{words.over.format(standings.reference)}: geometric mean '
     f'over the problems, cut as above. Cost: gradient evaluations an update, '
-    f"of a best rate the whole grid's.",
+    f"of a {words.setting} the whole grid's.",
     '',
     '| method | geometric mean | worst | problems | cost |',
     '|---|---|---|---|---|',
@@ -147,7 +228,7 @@ def _ranking(standings: standings_lib.Standings) -> str:
 def _whom(standings: standings_lib.Standings, method: str) -> str:
   """How the table calls the method that `self_tuning` is compared with."""
   return {
-    methods_lib.Kind.GRID: f'best {method}',
+    methods_lib.Kind.GRID: f'{_words(standings).best} {method}',
     methods_lib.Kind.STARTS: f'{method} from the same start',
     methods_lib.Kind.WRAPPER: f'{method} of the same optimizer',
     methods_lib.Kind.WHOLE: f'{method} (by self_tuning {standings.reference})',
@@ -160,7 +241,11 @@ def _best(best: standings_lib.Best | None) -> str:
   if math.isinf(best.score):
     return 'all diverged'
   edge = '*' if best.at_the_edge else ''
-  return f'{best.learning_rate:g}{edge}, {best.score:.4g} +- {best.std:.2g}'
+  score = f'{best.score:.4g} +- {best.std:.2g}'
+  if best.held_out is None:
+    return f'{best.learning_rate:g}{edge}, {score}'
+  decay = '' if best.weight_decay is None else f', {best.weight_decay:g}'
+  return f'{best.learning_rate:g}{decay}{edge}: {score}'
 
 
 def _spread(ratios: list[float]) -> str:
