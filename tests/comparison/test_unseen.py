@@ -27,6 +27,7 @@ from metalr_flax.comparison import standings as standings_lib
 from metalr_flax.comparison import table as table_lib
 from metalr_flax.comparison import unseen as unseen_lib
 from metalr_flax.config import flags
+from metalr_flax.trainer import build as build_lib
 
 PROBLEM = 'breast_cancer'
 WHERE = f'--config.problems.{PROBLEM}'
@@ -125,6 +126,25 @@ def test_the_losses_are_those_of_the_model_in_evaluation_mode(finished):
   assert set.union(*map(rows, batches)) <= rows(task.meta)
   values = read_cell(finished[0], 'adamw.constant')
   assert values['held_out']['loss'] == 'cross-entropy (nats)'
+
+
+def test_dropout_and_batch_statistics_are_left_out():
+  """The test loss of a net with both is what the trainer's evaluation says."""
+  task = {'name': 'users_code:Apart', 'kwargs': {'slopes': (1.0, 2.0)}}
+  config = parse()
+  config['problems'][PROBLEM] |= {
+    'task': {**task, 'batch_size': 4, 'path': ''},
+    'model': {'name': 'users_code:Net', 'kwargs': {'width': 3}},
+  }
+  arena = arena_lib.build_arena(config, PROBLEM)
+  start = jax.tree.map(lambda x: x[0], arena.initial)
+  experiment = build_lib.build(
+    contestants.trainer_config(config, PROBLEM, 'sgd', 0)
+  )
+  expected = experiment.evaluate(start.params, start.model_state)['loss']
+  measured = arena.objective(start)
+  np.testing.assert_allclose(measured[1], expected, rtol=1e-5)
+  np.testing.assert_array_equal(arena.objective(start), measured)
 
 
 def test_every_run_has_a_row_with_what_was_picked(finished):
