@@ -5,8 +5,8 @@
 One jitted step as in self_tuning.py, of the same MLPs and transformers, with
 AdamW alone and wrapped in `self_tuning`, which learns rate and weight decay:
 without held-out data, and with the gradient of a held-out batch of the same
-size at every update, every fourth and every sixteenth (`jax.lax.cond`). A
-forward and a backward pass more, it is expected to cost 1 + 1/m steps.
+size at every update, every fourth and every sixteenth: NaN where there is none,
+or a `jax.lax.cond` around the whole update.
 Milliseconds as medians of the rounds, in turn in one run; ratios to AdamW
 alone; the bytes that the step holds. Writes
 benchmarks/results/held_out_cost.json and .md.
@@ -30,7 +30,8 @@ import metalr_flax
 RESULTS = pathlib.Path(__file__).parent / 'results'
 ALONE = 'AdamW alone'
 # By variant: a held-out gradient at every m-th update, 0 for none.
-EVERY = {'no held-out data': 0, 'm = 16': 16, 'm = 4': 4, 'm = 1': 1}
+WHOLE = 'm = 4, update in the cond'
+EVERY = {'no held-out data': 0, 'm = 16': 16, 'm = 4': 4, 'm = 1': 1, WHOLE: 4}
 STEPS = 16  # of a timing, or a multiple of it
 
 
@@ -57,14 +58,19 @@ def compile_step(size: str, variant: str) -> list[Any]:
   def step(state: Any, batch: Any) -> tuple[Any, jax.Array]:
     params, opt_state, count = state
     (loss, _), grads = grad_fn(params, batch=batch)
-    given: dict[str, Any] = {}
-    if every:
-      given['meta_grads'] = jax.lax.cond(
-        count % every == 0,
-        lambda: grad_fn(params, batch=reversed_rows(batch))[1],
-        lambda: jax.tree.map(lambda g: jnp.full_like(g, jnp.nan), grads),
+    update = functools.partial(tx.update, grads, opt_state, params)
+    held_out = lambda: grad_fn(params, batch=reversed_rows(batch))[1]
+    due = count % max(1, every) == 0
+    if not every:
+      updates, opt_state = update()
+    elif variant == WHOLE:
+      updates, opt_state = jax.lax.cond(
+        due, lambda: update(meta_grads=held_out()), update
       )
-    updates, opt_state = tx.update(grads, opt_state, params, **given)
+    else:
+      none = lambda: jax.tree.map(lambda g: g * jnp.nan, grads)
+      meta_grads = jax.lax.cond(due, held_out, none)
+      updates, opt_state = update(meta_grads=meta_grads)
     return (optax.apply_updates(params, updates), opt_state, count + 1), loss
 
   first = split.params, tx.init(split.params), jnp.int32(0)

@@ -157,6 +157,22 @@ def exiting_labels(params):
   sys.exit()
 
 
+class Penalized(tasks.Task):
+  """Its loss has arguments of other names, and one named as AdamW's."""
+
+  def init(self, rng):
+    return rng
+
+  def next(self, data_state):
+    data_state, key = jax.random.split(data_state)
+    return data_state, jax.random.normal(key, (8, 2))
+
+  def loss(self, net, points, *, weight_decay=0.0, name=1.0):
+    weights = jnp.sum(net.hidden.kernel[...] ** 2)
+    error = jnp.mean((net(points) - points[:, 0]) ** 2)
+    return name * error + weight_decay * weights, {}
+
+
 class BadLoss(Plane):
   """Its loss is what the test asks for."""
 

@@ -187,6 +187,10 @@ def _check_loss_hyperparam(
       f'without any training',
       'set --config.meta.objective=held_out',
     )
+  if value == {}:
+    raise errors.ConfigError.of(
+      field, value, 'must be a number, or numbers by name', 'name at least one'
+    )
   values = value if isinstance(value, dict) else {'': value}
   for label, number in values.items():
     check_initial(f'{field}.{label}'.rstrip('.'), number, kind)

@@ -37,7 +37,7 @@ def none(loss_fn: LossFn) -> GradFn:
   """
 
   def gradient(
-    params: PyTree, model_state: PyTree, batch: PyTree, **given: Any
+    params: PyTree, model_state: PyTree, batch: PyTree, /, **given: Any
   ) -> Any:
     (loss, aux), grads = exact(loss_fn)(
       *jax.lax.stop_gradient((params, model_state)), batch, **given
@@ -59,7 +59,7 @@ def subsample(share: float) -> Callable[[LossFn], GradFn]:
     without = none(loss_fn)
 
     def gradient(
-      params: PyTree, model_state: PyTree, batch: PyTree, **given: Any
+      params: PyTree, model_state: PyTree, batch: PyTree, /, **given: Any
     ) -> Any:
       (loss, aux), grads = without(params, model_state, batch, **given)
       part = jax.tree.map(lambda a: _head(a, share), batch)

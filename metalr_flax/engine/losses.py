@@ -31,7 +31,7 @@ def checked(name: str, loss_fn: LossFn) -> LossFn:
   """
 
   def checked_loss(
-    params: PyTree, model_state: PyTree, batch: PyTree, **given: Any
+    params: PyTree, model_state: PyTree, batch: PyTree, /, **given: Any
   ) -> Any:
     result = loss_fn(params, model_state, batch, **given)
     fault = _fault_of(result)
@@ -48,6 +48,7 @@ def check_uses_params(
   params: PyTree,
   model_state: PyTree,
   batch: PyTree,
+  /,
   **given: Any,
 ) -> None:
   """Refuses a loss that does not depend on the parameters it is given.

@@ -104,9 +104,14 @@ class Classification(task.Task):
         https://arxiv.org/abs/1512.00567).
       class_weights: the weight of an example in the mean by its class, `{'0':
         2.0}`; 1 for a class that is not named. Only their ratios matter.
-      dropout_rate: for a model whose call takes it, see
-        `models.GaussianDropout`.
+      dropout_rate: in [0, 1), for a model whose call takes it, see
+        `models.dropout.GaussianDropout`.
+
+    Raises:
+      ValueError: for a value outside these, or a class that there is not.
     """
+    _check_share('label_smoothing', label_smoothing)
+    _check_share('dropout_rate', dropout_rate)
     given = {} if dropout_rate is None else {'dropout_rate': dropout_rate}
     logits, labels = model(batch[self.input_name], **given), batch['label']
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
@@ -127,6 +132,14 @@ class Classification(task.Task):
     return [self.test]
 
 
+def _check_share(name: str, value: Any) -> None:
+  """Refuses a fixed share outside [0, 1); a learned one is an array."""
+  if value is None or isinstance(value, jax.Array):
+    return
+  if not isinstance(value, (int, float)) or not 0 <= value < 1:
+    raise ValueError(f'{name}: must be a number >= 0 and < 1, not {value!r}')
+
+
 def _weighted_mean(
   losses: jax.Array,
   labels: jax.Array,
@@ -136,6 +149,11 @@ def _weighted_mean(
   """The mean of losses [B], each with the weight of its class."""
   if not class_weights:
     return jnp.mean(losses)
+  if not isinstance(class_weights, Mapping):
+    raise ValueError(
+      f"class_weights: must be weights by class, as {{'0': 2.0}}, not "
+      f'{class_weights!r}'
+    )
   weights = jnp.ones_like(losses)
   for name, weight in class_weights.items():
     if not name.isdecimal() or int(name) >= classes:

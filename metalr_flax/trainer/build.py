@@ -83,7 +83,9 @@ def build(config: Config) -> Experiment:
   task = build_task(config['task'])
   split = functional.split(build_model(config['model'], config['seed']))
   problem, initial = _build_problem(config, task, split)
-  meta_tx = build_optimizers.build_meta_tx(config['meta'])
+  meta_tx = build_optimizers.build_meta_tx(
+    config['meta'], config['task']['loss_kwargs']
+  )
   build_optimizers.check_update(
     'meta.optimizer',
     config['meta']['optimizer'],
@@ -140,11 +142,12 @@ def _build_problem(
   factory = lookup.find_factory('inner.optimizer', inner_section['optimizer'])
   labels = build_optimizers.build_labels(meta['groups'], split.params)
   fixed, of_loss = build_loss.divide(config['task'], meta['learned'], task)
+  build_loss.check_names(of_loss, factory)
   of_tx = {n: kind for n, kind in meta['learned'].items() if n not in of_loss}
   initial = build_optimizers.initial_hyperparams(
     inner_section, of_tx, factory, labels
   )
-  if meta['optimizer'] == schema.STEERING:
+  if meta['optimizer'] == schema.STEERING and meta['estimator'] != 'none':
     initial = steered.begin(
       initial, of_tx, held_out=meta['objective'] == 'held_out'
     )

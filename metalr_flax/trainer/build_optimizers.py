@@ -1,6 +1,6 @@
 """Makes the inner and outer optimizers of a config; checks their arguments."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 import inspect
 from typing import Any
 
@@ -128,17 +128,25 @@ def check_update(
     ) from error
 
 
-def build_meta_tx(section: Section) -> optax.GradientTransformation:
+def build_meta_tx(
+  section: Section, of_loss: Collection[str] = ()
+) -> optax.GradientTransformation:
   """The outer optimizer, over eta, of a config's section `meta`.
 
   'steering' is the drop-in's rule, which has a pace of its own and no use for
   `meta.learning_rate`.
 
+  Args:
+    section: the config's section `meta`.
+    of_loss: names of the loss's arguments in the config.
+
   Raises:
     ConfigError: for arguments that it refuses.
   """
   if section['optimizer'] == schema.STEERING:
-    return steered.make(held_out=section['objective'] == 'held_out')
+    held_out = section['objective'] == 'held_out'
+    kinds = {n: k for n, k in section['learned'].items() if n not in of_loss}
+    return steered.make(kinds, held_out=held_out)
   factory = lookup.find_factory('meta.optimizer', section['optimizer'])
   arguments = {'learning_rate': section['learning_rate']}
   lookup.check_arguments('meta.optimizer', factory, arguments)

@@ -1,6 +1,7 @@
 """Finds the class or function that a config names; checks its arguments."""
 
 from collections.abc import Callable, Mapping
+import functools
 import importlib
 import inspect
 from typing import Any
@@ -66,8 +67,11 @@ def check_arguments(
   try:
     signature_of(function).bind(**arguments)
   except TypeError as error:
+    whole = function
+    if isinstance(function, functools.partial):
+      whole = function.func
     raise errors.ConfigError(
-      f'{field}: {function.__name__}: {error}; its arguments are '
+      f'{field}: {whole.__name__}: {error}; its arguments are '
       f'{signature_of(function)}'
     ) from error
 

@@ -175,9 +175,16 @@ def _keep_last_good(
   except errors.StorageError as storage_error:
     return errors.StorageError(f'{error}; and {storage_error}')
   return errors.DivergedError(
-    f'{error}; the last good checkpoint is {good}; lower inner.learning_rate '
-    f'or meta.learning_rate in a new --workdir='
+    f'{error}; the last good checkpoint is {good}; lower {_to_lower(run)} in '
+    f'a new --workdir='
   )
+
+
+def _to_lower(run: Run) -> str:
+  """What may keep a run from diverging: 'steering' has a rate of its own."""
+  if run.config['meta']['optimizer'] == schema.STEERING:
+    return 'meta.discount'
+  return 'inner.learning_rate or meta.learning_rate'
 
 
 class _Saver:

@@ -1,6 +1,6 @@
 """Turns what tracing a run raises into an error line that names a field."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 import contextlib
 from typing import Any
 
@@ -21,12 +21,13 @@ def tracing(config: Mapping[str, Any]) -> Iterator[None]:
     ConfigError: where it is not a bug.
   """
   names = config['model']['name'], config['task']['name']
-  with fitting(*names), _learnable():
+  of_loss = config['task']['loss_kwargs']
+  with fitting(*names, of_loss), _learnable(of_loss):
     yield
 
 
 @contextlib.contextmanager
-def _learnable() -> Iterator[None]:
+def _learnable(of_loss: Collection[str]) -> Iterator[None]:
   """Refuses a meta-gradient that cannot be computed, or that is always 0."""
   try:
     yield
@@ -36,14 +37,17 @@ def _learnable() -> Iterator[None]:
       f'--config.meta.estimator=reverse'
     ) from error
   except agreement.InertError as error:
+    what = 'loss' if error.name in of_loss else 'optimizer'
     raise errors.ConfigError(
       f'meta.learned.{error.name}: its meta-gradient is identically zero with '
-      f'this optimizer, so it cannot be learned; leave it out'
+      f'this {what}, so it cannot be learned; leave it out'
     ) from error
 
 
 @contextlib.contextmanager
-def fitting(model: str, task: str) -> Iterator[None]:
+def fitting(
+  model: str, task: str, of_loss: Collection[str] = ()
+) -> Iterator[None]:
   """Refuses a model and a task that do not fit each other.
 
   Where a class is the user's own, an exception may be a bug of theirs and keeps
@@ -52,6 +56,7 @@ def fitting(model: str, task: str) -> Iterator[None]:
   Args:
     model: the model's name in the config.
     task: the task's.
+    of_loss: names of the loss's arguments in the config.
 
   Raises:
     ConfigError: for what tracing a loss raises where both are this package's.
@@ -66,6 +71,10 @@ def fitting(model: str, task: str) -> Iterator[None]:
     if ':' in model or ':' in task:
       raise
     reason = errors.text_of(error).partition('\n')[0][:200]
+    if reason.partition(':')[0] in of_loss:
+      raise errors.ConfigError(
+        f'task.loss_kwargs.{reason}; change it'
+      ) from error
     raise errors.ConfigError(
       f'model.name={model}: does not fit task.name={task} ({reason}); change '
       f'model.kwargs or task.kwargs'

@@ -13,8 +13,8 @@ last updates are undone, and training begins anew at a lower rate. A rise of
 this size is how training goes on only where it started at a saddle; so each one
 raises the mark, and what comes again is soon believed.
 
-Where held-out data is given the mark also falls with time, though not below the
-running mean. A network that has memorised its data has gradients of a
+Where held-out data is given the norm's mark also falls with time, though not
+below the running mean. A network that has memorised its data has gradients of a
 thousandth of the first ones, and explodes long before it comes back to those.
 """
 
@@ -154,11 +154,15 @@ def watch(
 def _forgotten(
   levels: Levels, step: jax.Array, held_out: jax.typing.ArrayLike
 ) -> Levels:
-  """The levels with a mark that falls with time, down to the running mean."""
+  """The levels with a norm's mark that falls, down to the running mean.
+
+  The loss's stays: a loss near 0, or below, is none to compare with.
+  """
   age = jnp.maximum(step.astype(jnp.float32), MIN_AGE)
   lowest = jnp.minimum(levels.level, levels.mark)
   mark = jnp.maximum(jnp.exp(-FORGET / age) * levels.mark, lowest)
-  return levels._replace(mark=jnp.where(held_out, mark, levels.mark))
+  falls = jnp.array([True, False]) & held_out  # norm, loss
+  return levels._replace(mark=jnp.where(falls, mark, levels.mark))
 
 
 def _compare(

@@ -13,6 +13,7 @@ import optax
 
 from metalr_flax.engine import optimizers
 from metalr_flax.engine.records import PyTree
+from metalr_flax.tuning import select
 
 
 class Outer(NamedTuple):
@@ -41,7 +42,7 @@ def choose(
     grads: the training gradient.
     meta_grads: the held-out one, of its structure and shapes; within
       `optax.masked` and `optax.partition` of the whole structure. None where
-      the caller gives none.
+      the caller gives none; one that is not finite counts as none.
     held_out: whether one was given before, boolean scalar.
 
   Raises:
@@ -52,7 +53,10 @@ def choose(
   matched = _matched(optimizers.as_arrays(meta_grads), grads)
   finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(matched)]
   usable = functools.reduce(jnp.logical_and, finite, jnp.ones_like(held_out))
-  return Outer(matched, usable, held_out | usable, usable & ~held_out)
+  # Before the first that is finite, one that is not is as if not given.
+  after = held_out | usable
+  followed = select.where(after, matched, grads)
+  return Outer(followed, usable | ~held_out, after, usable & ~held_out)
 
 
 def _matched(meta_grads: PyTree, grads: PyTree) -> PyTree:

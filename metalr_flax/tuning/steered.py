@@ -18,12 +18,16 @@ from metalr_flax.tuning import factors
 from metalr_flax.tuning import steering
 
 
-def make(*, held_out: bool) -> optax.GradientTransformation:
+def make(
+  kinds: Mapping[str, str], *, held_out: bool
+) -> optax.GradientTransformation:
   """The rule as an optax transformation.
 
   Args:
-    held_out: whether the outer loss is of held-out data, which a weight decay
-      then follows at the whole pace.
+    kinds: the bijection's spec of each hyperparameter of the inner optimizer.
+    held_out: whether the outer loss is of held-out data. A weight decay then
+      moves at the whole pace and, where its kind is 'log', stays where the
+      drop-in keeps it.
 
   Returns:
     A transformation whose updates move eta, scalars by hyperparameter name (and
@@ -50,8 +54,16 @@ def make(*, held_out: bool) -> optax.GradientTransformation:
       & factors.stack(factors.of_name(factors.DECAY, updates)),
     )
     leaves, treedef = jax.tree.flatten(params)
-    moved = [m.astype(e.dtype) for m, e in zip(moves, leaves, strict=True)]
-    return jax.tree.unflatten(treedef, moved), state
+    eta = jax.tree.unflatten(
+      treedef, [e + m for e, m in zip(leaves, moves, strict=True)]
+    )
+    if held_out:  # eta is the logarithm of a value: of a factor on 1
+      ones = jax.tree.map(jnp.ones_like, eta)
+      eta = factors.keep_decay(eta, ones, kinds)
+    updates = jax.tree.map(
+      lambda new, e: (new - e).astype(e.dtype), eta, params
+    )
+    return updates, state
 
   return optax.GradientTransformation(init, update)
 

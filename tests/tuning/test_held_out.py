@@ -307,7 +307,7 @@ def test_a_brake_works_where_the_last_updates_are_uphill_in_held_out_data(
   assert moves == pytest.approx(-brakes, rel=1e-5)
 
 
-def test_a_brake_asks_the_first_held_out_gradients_anew():
+def test_the_first_held_out_gradient_begins_the_quick_average_anew():
   row = jnp.ones(1)
   _, memory = steering.steer(
     0 * row, row, row, row > 0, steering.init(1), outer_quick_slopes=row
@@ -390,6 +390,22 @@ def test_one_that_is_not_finite_counts_as_none(bad, params, data):
   _, state = update(grads, first, params, meta_grads=wrong)
   assert not state.held_out
   assert_same_bits(state.eta, first.eta)
+
+
+def test_none_that_was_ever_finite_is_as_none_given(params, data):
+  """Bit for bit, so that the recipe for jit may begin with NaN."""
+  tx = both()
+  train, _, _ = data
+  nan = jax.tree.map(lambda p: p * jnp.nan, params)
+  ends = []
+  for more in ({}, {'meta_grads': nan}):
+    now, state = params, tx.init(params)
+    update = jax.jit(lambda g, s, p, more=more: tx.update(g, s, p, **more))
+    for step in range(60):
+      updates, state = update(grad(now, batch_at(train, step)), state, now)
+      now = optax.apply_updates(now, updates)
+    ends.append((now, state))
+  assert_same_bits(*ends)
 
 
 def test_after_a_restart_the_weight_decay_is_kept(params, data):

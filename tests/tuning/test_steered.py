@@ -16,9 +16,12 @@ ETA = {
 }
 
 
+KINDS = dict.fromkeys(ETA, 'sigmoid')  # whose ranges are limit enough
+
+
 def moves(slopes, *, held_out, count=20):
   """The last moves of many updates by the same slopes, as a row."""
-  tx = steered.make(held_out=held_out)
+  tx = steered.make(KINDS, held_out=held_out)
   tree = jax.tree.unflatten(jax.tree.structure(ETA), list(slopes))
   state = tx.init(ETA)
   for _ in range(count):
@@ -50,7 +53,7 @@ def test_a_weight_decay_that_follows_held_out_data_has_the_whole_pace():
 
 
 def test_of_noise_it_moves_little():
-  tx = steered.make(held_out=True)
+  tx = steered.make(KINDS, held_out=True)
   eta = {'learning_rate': jnp.float32(-5.0)}
   update, state = jax.jit(tx.update), tx.init(eta)
   rng = np.random.default_rng(0)
@@ -63,16 +66,35 @@ def test_of_noise_it_moves_little():
 
 @pytest.mark.parametrize('dtype', [jnp.float32, jnp.float64])
 def test_updates_have_etas_dtype(x64, dtype):
-  tx = steered.make(held_out=True)
+  tx = steered.make(KINDS, held_out=True)
   eta = {'learning_rate': jnp.asarray(-5.0, dtype)}
   updates, _ = tx.update(eta, tx.init(eta), eta)
   assert updates['learning_rate'].dtype == dtype
 
 
 def test_eta_is_needed():
-  tx = steered.make(held_out=True)
+  tx = steered.make(KINDS, held_out=True)
   with pytest.raises(ValueError, match='needs eta'):
     tx.update(ETA, tx.init(ETA))
+
+
+@pytest.mark.parametrize(('slope', 'start'), [(1, 1e-3), (-1, 100.0)])
+def test_a_held_out_decay_stays_where_the_drop_in_keeps_it(slope, start):
+  """At 1e-4 or above, and at 1 / rate or below."""
+  kinds = {'learning_rate': 'log', 'weight_decay': 'log'}
+  tx = steered.make(kinds, held_out=True)
+  eta = {'learning_rate': jnp.log(1e-3), 'weight_decay': jnp.log(start)}
+  slopes = {
+    'learning_rate': jnp.float32(-1),
+    'weight_decay': jnp.float32(slope),
+  }
+  update, state = jax.jit(tx.update), tx.init(eta)
+  for _ in range(40):
+    updates, state = update(slopes, state, eta)
+    eta = jax.tree.map(jnp.add, eta, updates)
+  values = jax.tree.map(np.exp, eta)
+  wanted = 1e-4 if slope > 0 else 1 / values['learning_rate']
+  assert values['weight_decay'] == pytest.approx(wanted, rel=1e-3)
 
 
 @pytest.mark.parametrize(

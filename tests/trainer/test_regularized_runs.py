@@ -74,6 +74,24 @@ def test_a_run_does_not_depend_on_the_rate_it_is_given(tmp_path):
     np.testing.assert_array_equal(*(c[name] for c in columns))
 
 
+def test_arguments_may_have_any_names(tmp_path):
+  """The loss's own, and what the engine calls its own arguments."""
+  fields = {
+    **DIGITS,
+    'task__name': 'users_code:Penalized',
+    'task__kwargs': {},
+    'model__name': 'users_code:Net',
+    'model__kwargs': {'width': 8},
+    'task__loss_kwargs': {'name': 1.0},
+    'inner__optimizer': 'sgd',
+    'inner__kwargs': {},
+    'meta__learned': {'learning_rate': 'log', 'name': 'log'},
+  }
+  runs.run_here(tmp_path, num_outer_steps=3, **fields)
+  columns = metrics_csv.read(tmp_path / 'metrics.csv')
+  assert len({*columns['hyperparams/name']}) == 3
+
+
 def test_evaluation_and_outer_loss_are_without_them(tmp_path):
   """With a smoothing of 0.9 only the training loss is near ln 10."""
   fields = {
@@ -90,6 +108,36 @@ def test_evaluation_and_outer_loss_are_without_them(tmp_path):
   smoothed = 0.9 * np.log(10) + 0.1 * np.log(10 / 1.0)
   assert columns['train/loss'][-1] == pytest.approx(smoothed, rel=0.1)
   assert columns['eval/loss'][-1] < columns['train/loss'][-1] - 0.3
+
+
+def test_the_outer_loss_is_without_what_is_fixed(tmp_path):
+  fields = {
+    **DIGITS,
+    'task__loss_kwargs': {'label_smoothing': 0.9},
+    'meta__learned': {'learning_rate': 'log'},
+    'meta__optimizer': 'adam',
+    'inner__learning_rate': 1e-2,
+  }
+  runs.run_here(tmp_path, num_outer_steps=60, **fields)
+  columns = metrics_csv.read(tmp_path / 'metrics.csv')
+  assert columns['meta/loss'][-1] < columns['train/loss'][-1] - 0.3
+
+
+def test_a_weight_decay_follows_held_out_batches_at_the_whole_pace(tmp_path):
+  kinds = {'learning_rate': 'log', 'weight_decay': 'log'}
+  fields = {**DIGITS, 'task__loss_kwargs': {}, 'meta__learned': kinds}
+  runs.run_here(tmp_path, num_outer_steps=40, **fields)
+  columns = metrics_csv.read(tmp_path / 'metrics.csv')
+  logs = np.log(columns['hyperparams/weight_decay'])
+  assert np.max(np.abs(np.diff(logs))) > 0.04  # others move by 0.03 at most
+
+
+def test_without_an_estimator_the_rate_is_the_users(tmp_path):
+  fields = {**DIGITS, 'meta__estimator': 'none', 'meta__discount': 0.0}
+  runs.run_here(tmp_path, num_outer_steps=2, **fields)
+  columns = metrics_csv.read(tmp_path / 'metrics.csv')
+  rates = columns['hyperparams/learning_rate']
+  assert rates == pytest.approx([1e-4, 1e-4])  # the config's own
 
 
 def test_a_run_from_before_the_field_goes_on(tmp_path):
@@ -109,6 +157,11 @@ def test_a_run_from_before_the_field_goes_on(tmp_path):
     ({'meta__learned': {'label_smoothing': 'sigmoid'}, 'task__loss_kwargs': {}}, r"has no such argument; .* if it is the loss's, give its first value in task\.loss_kwargs"),
     ({'model__kwargs': {'features': (64, 16, 10)}}, r'dropout_rate: needs gaussian_dropout=True'),
     ({'task__loss_kwargs': {'class_weights': {'10': 1.0}}, 'meta__learned': {'class_weights': 'log'}}, r"class_weights: '10' is no class; they are 0 to 9"),
+    ({'task__loss_kwargs': {'params': 1.0}}, r'task\.loss_kwargs\.params: is taken; rename'),
+    ({'task__loss_kwargs': {'class_weights': [1.0, 2.0]}, 'meta__learned': {'learning_rate': 'log'}}, r'task\.loss_kwargs\.class_weights: must be weights by class'),
+    ({'task__loss_kwargs': {'label_smoothing': '0.1'}, 'meta__learned': {'learning_rate': 'log'}}, r'task\.loss_kwargs\.label_smoothing: must be a number >= 0 and < 1'),
+    ({'task__loss_kwargs': {'dropout_rate': 1.0}, 'meta__learned': {'learning_rate': 'log'}}, r'task\.loss_kwargs\.dropout_rate: must be a number >= 0 and < 1'),
+    ({'task__name': 'users_code:Penalized', 'task__kwargs': {}, 'model__name': 'users_code:Net', 'model__kwargs': {'width': 8}, 'task__loss_kwargs': {'weight_decay': 0.1}, 'inner__kwargs': {}, 'meta__learned': {'weight_decay': 'log'}}, r'task\.loss_kwargs\.weight_decay: is learned, and the optimizer has'),
     ({'task__name': 'linear_regression', 'task__kwargs': {}, 'task__loss_kwargs': {'l2': 1.0}}, r'task\.loss_kwargs: loss: '),
   ],
 )  # fmt: skip
