@@ -43,18 +43,23 @@ def plot_run(
   Returns:
     The picture, uint8 [height, width, 4].
   """
-  fig = drawing.figure.Figure(figsize=(8, 6), dpi=120, layout='constrained')
-  canvas = drawing.FigureCanvasAgg(fig)
   shown = {
     name: answer
     for name, answer in known_answers.items()
     if f'params/{name}' in columns
   }
   names = list(dict.fromkeys(key.split('/')[0] for key in schedules))
-  panels = fig.subplots(len(names) + 1 + len(shown), 1, sharex=True)
-  panels = np.atleast_1d(panels)
-  whose = _words(names[0]) if len(names) == 1 else 'hyperparameters'
-  fig.suptitle(f"{optimizer}'s {whose}, learned while training")
+  count = len(names) + 1 + len(shown)
+  fig = drawing.figure.Figure(
+    figsize=(8, min(12, max(6, 1.8 * count))), dpi=120, layout='constrained'
+  )
+  canvas = drawing.FigureCanvasAgg(fig)
+  panels = np.atleast_1d(fig.subplots(count, 1, sharex=True))
+  fig.suptitle(
+    f"{optimizer}'s {_words(names[0])}, learned while training"
+    if len(names) == 1
+    else f'Hyperparameters, learned while training with {optimizer}'
+  )
   ends = _ends(schedules, columns, evaluation)
   panels[0].set_title(ends, fontsize=9, wrap=True)
   for axes, name in zip(panels, names, strict=False):
