@@ -6,7 +6,7 @@ The config learns three hyperparameters in one run. Beside it: the same with the
 rate and the decay alone, with the rate alone, and a grid of 100 constants (5
 rates, 4 decays, 5 smoothings) of which the held-out digits pick one. Five
 seeds, each its own split; the same number of updates for all; no early
-stopping. It takes about four minutes. Writes
+stopping. It takes about six minutes. Writes
 benchmarks/results/digits_regularized.json and .md; `--quick` takes one seed and
 fewer updates, and writes nothing.
 """

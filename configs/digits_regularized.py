@@ -5,9 +5,9 @@
 It takes about 10 seconds on two cores. The digits MLP with AdamW; all three are
 learned together on held-out digits, by the drop-in's rule. Label smoothing is a
 hyperparameter of the loss: the training loss has it, the outer loss and the
-evaluation do not. On the test digits the loss ends at 0.054 and the accuracy at
+evaluation do not. On the test digits the loss ends at 0.055 and the accuracy at
 98.7 % (means of seeds 0-4, each its own split); with the rate alone learned in
-the same way it is 0.116 and 97.8 %.
+the same way it is 0.110 and 97.7 %.
 """
 
 from ml_collections import config_dict

@@ -17,6 +17,8 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 RESULTS = ROOT / 'benchmarks/results'
 README = 'README.md'
+OWN_LOOP = 'docs/own_loop.md'
+CONFIG = 'configs/digits_regularized.py'
 TUNING = 'docs/self_tuning.md'
 ENGINE = 'docs/meta_gradients.md'
 RELIABILITY = 'docs/reliability.md'
@@ -37,6 +39,9 @@ MODELS = load('meta_gradient.json')['problems']
 TEXT = load('text_transformer.json')
 HELD_OUT = load('held_out.json')['overall']
 SIZE = load('held_out_size.json')
+KNOWN = load('known_answers.json')['results']
+DIGITS = load('digits_regularized.json')
+COST = load('held_out_cost.json')
 START = 1e-5  # where self_tuning starts from any rate above
 CAP = COMPARISON['rules']['cap_in_geometric_means']
 with (RESULTS / 'comparison/comparison.csv').open() as file:
@@ -161,12 +166,31 @@ def excesses(learned, n):
   return [ratio - 1 for ratio in extremes(with_size(learned, n))]
 
 
-def doubled(learned):
-  """Share of runs of all tasks and sizes that end above twice their loss stopped early."""
-  return statistics.mean(
-    share
-    for rows in SIZE['tasks'].values()
-    for share in rows[learned]['doubled']
+def furthest():
+  """The largest relative distance of a found value from the right one."""
+  return max(abs(r[end] - 1) for r in KNOWN for end in ('least', 'most'))
+
+
+def unseen_digits(name, key='loss'):
+  found = next(runs for n, runs in DIGITS.items() if n.startswith(name))
+  return statistics.mean(run[key] for run in found)
+
+
+def held_out_cost(kind, models):
+  """Least and most over AdamW alone: without any, for m = 16, 4 and 1."""
+  rows = [r for r in COST if models in r['model']]
+  return [
+    end
+    for variant in ('no held-out data', 'm = 16', 'm = 4', 'm = 1')
+    for end in extremes([row[kind][variant] for row in rows])
+  ]
+
+
+def copied():
+  """Memory of the MLPs where the cond is around the whole update."""
+  rows = [r for r in COST if 'MLP' in r['model']]
+  return extremes(
+    [r['memory_ratio']['m = 4, update in the cond'] for r in rows]
   )
 
 
@@ -178,25 +202,31 @@ ALL = tuple(MODELS)
 SAVING_ROW = '| {} | {:.0f} ms | {:.0f} ms | {:.2f} | {:.0f} ms |'
 # (document, its words, the figures)
 FIGURES = [
-  (README, 'best constant of {} rates (geometric mean over {} problems x optimizers, {} runs) | {:.2f}x |', (len(GRID), len(COMPARISON['pairs']), count_runs(START), geometric_mean('constant'))),
-  (README, 'best cosine of {} peaks, which knows the run\'s length | {:.2f}x |', (len(GRID), geometric_mean('cosine'))),
+  (README, "best constant of {} rates / of the best cosine, which knows the run's length (geometric mean over {} problems x optimizers, {} runs) | {:.2f}x / {:.2f}x |", (len(GRID), len(COMPARISON['pairs']), count_runs(START), geometric_mean('constant'), geometric_mean('cosine'))),
   (README, 'of one random rate and decay / of the best of 30 | {:.2f}x / {:.2f}x |', held_out('early', 'one_draw', 'mean') + held_out('early', 'grid', 'mean')),
-  (README, 'some runs not stopped early ended {:.0f} times above', held_out('end', 'grid', 'worst')),
+  (README, 'some runs not stopped early ended {:.1f} times above', held_out('end', 'grid', 'worst')),
   (TUNING, 'With early stopping for everybody {:.3f} of the grid\'s pick', held_out('early', 'grid', 'mean')),
   (TUNING, "{:.2f} of one random setting at about the same cost, {:.2f} of the pick of a grid of cosines; worst cell {:.2f}", held_out('early', 'one_draw', 'mean') + held_out('early', 'cosine', 'mean') + held_out('early', 'grid', 'worst')),
   (TUNING, 'A random search needs {} runs to be level', (HELD_OUT['early']['runs_until_level']['random'],)),
   (TUNING, "At the end of the run {:.2f} of the grid's pick, {:.2f} of one random setting, and {:.2f} without held-out data", (*held_out('end', 'grid', 'mean'), *held_out('end', 'one_draw', 'mean'), HELD_OUT['end']['training_over_grid']['mean'])),
-  (TUNING, "bars with AdamW {:.1f} and SGD {:.1f} times the grid's pick, breast cancer {:.1f} to {:.1f}", (over_grid('bars')['adamw'], over_grid('bars')['sgd'], *extremes(over_grid('breast_cancer').values()))),
+  (TUNING, "breast cancer {:.1f} to {:.1f} times the grid's pick, bars with AdamW {:.1f}", (*extremes(over_grid('breast_cancer').values()), over_grid('bars')['adamw'])),
   (TUNING, '**Take at least {}, and at least {} for each learned value**', (SIZE['overall']['least'], SIZE['overall']['per_value'])),
   (TUNING, '{} training examples and 4 of 64 features of use; {} to {} values learned by AdamW on {} to {} held-out examples', (SIZE['training'], *extremes(SIZE['learned']), *extremes(SIZE['sizes']))),
   (TUNING, 'the test loss is {:.2f} of that with 1600, at most {:.2f}; with fewer {:.2f}, at most {:.2f}.', (*of_classes('kept'), *of_classes('broken'))),
-  (TUNING, 'wants more: {:.2f} (worst {:.2f}, 64 values), with twice as many (up to 16 values) {:.2f} ({:.2f}), with fewer {:.2f} ({:.2f}).', by_rule('regression, network', 'kept', 'twice as many', 'broken')),
+  (TUNING, 'wants more: {:.2f} (worst {:.2f}), with twice as many {:.2f} ({:.2f}), with fewer {:.2f} ({:.2f}).', by_rule('regression, network', 'kept', 'twice as many', 'broken')),
   (TUNING, 'grows about as h^{:.1f} / n for h values and n examples, the gap between test and held-out loss as h^{:.1f} / n.', (FITS['excess']['power_of_h'], FITS['gap']['power_of_h'])),
   (TUNING, 'a point lies off by a factor of {:.1f}', (max(fit['typical_error'] for fit in FITS.values()),)),
   (TUNING, "with 25 the excess is {:.0%} to {:.0%}, the grid's {:.0%} to {:.0%}", (*excesses('2', 25), *excesses('grid', 25))),
-  (TUNING, '{:.0%} of the runs with 16 values and {:.0%} with 64 ended above twice the test loss they had when stopped early, however many the examples; with 2 and 4 values {:.0%} and {:.0%}', [doubled(h) for h in ('16', '64', '2', '4')]),
+  (TUNING, "| a transformer's step | {:.2f}x to {:.2f}x | {:.2f}x to {:.2f}x | {:.2f}x to {:.2f}x | {:.2f}x to {:.2f}x |", held_out_cost('ratio', 'transformer')),
+  (TUNING, "| an MLP's | {:.2f}x to {:.2f}x | {:.2f}x to {:.2f}x | {:.2f}x to {:.2f}x | {:.2f}x to {:.2f}x |", held_out_cost('ratio', 'MLP')),
+  (TUNING, "memory is {:.2f}x to {:.2f}x of a transformer's and {:.2f}x to {:.2f}x of an MLP's", (*held_out_cost('memory_ratio', 'transformer')[2:4], *held_out_cost('memory_ratio', 'MLP')[2:4])),
+  (TUNING, "with a `lax.cond` around the whole update {:.2f}x to {:.2f}x of the latter", copied()),
   (README, "worst of {} (a transformer's at most {:.2f}x) | {:.2f}x |", (len(load('self_tuning.json')), cost('transformer', 'ratio')[1], cost('', 'ratio')[1])),
   (README, 'unseen text in the picture\'s run (training loss {:.2f}) | {:.2f} nats |', (TEXT['train/loss'], TEXT['eval/loss'])),
+  (README, 'the rate learned / with weight decay and label smoothing | {:.2f} / {:.2f} nats |', (unseen_digits('rate learned'), unseen_digits('rate, decay and'))),
+  (OWN_LOOP, 'in {} runs from far below and far above it; all ended within {:.0%} of it', (sum(r['runs'] for r in KNOWN), furthest())),
+  (OWN_LOOP, 'test loss {:.3f}, against {:.3f} with the rate alone and {:.3f} for the best of 100', (unseen_digits('rate, decay and'), unseen_digits('rate learned'), unseen_digits('grid'))),
+  (CONFIG, 'On the test digits the loss ends at {:.3f} and the accuracy at {:.1%} (means of seeds 0-4, each its own split); with the rate alone learned in the same way it is {:.3f} and {:.1%}.', (unseen_digits('rate, decay and'), unseen_digits('rate, decay and', 'accuracy'), unseen_digits('rate learned'), unseen_digits('rate learned', 'accuracy'))),
   (README, 'over plain training, any K | {:.2f}x |', (size('forward', '512'),)),
   (README, '(the digits MLP) ends {:.0f} to {:.0f} times above its best constant rate', extremes(ratios('median', 'digits_mlp').values())),
   (TUNING, 'Geometric mean {:.2f} over the best constant of the grid, {:.2f} over the best cosine.', (AGAINST['constant'], AGAINST['cosine'])),
@@ -289,8 +319,7 @@ def test_what_the_pages_say_of_held_out_sizes_in_words():
   for n in SIZE['sizes']:
     losses = [with_size(h, n, 'test_loss') for h in ('2', '4', '16')]
     for two, four, sixteen in zip(*losses, strict=True):
-      assert n < 50 or four < two
-      assert n < 100 or sixteen < four
-  assert by_rule('regression, network', 'kept')[1] == with_size('64', 800)[2]
+      assert four < two
+      assert n < 200 or sixteen < four
   least = [min(with_size(h, 1600, 'test_loss')) for h in ('2', '16')]
   assert least[1] < 0.25 * least[0]
