@@ -252,7 +252,7 @@ def reference_loop(arena, make_tx, updates, *, held_out):
   ('optimizer', 'learned'),
   [
     ('adamw', ['learning_rate', 'weight_decay']),
-    ('sgd', ['learning_rate']),
+    pytest.param('sgd', ['learning_rate'], marks=pytest.mark.thorough),
   ],
 )
 def test_self_tuning_is_given_held_out_gradients(optimizer, learned):

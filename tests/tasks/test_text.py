@@ -31,7 +31,8 @@ def _text(batch):
   windows = np.concatenate(
     [batch['inputs'], np.asarray(batch['targets'])[:, -1:]], axis=1
   )
-  return [bytes(window.astype(np.uint8)).decode() for window in windows]
+  # A window may cut a letter of several bytes: each byte is one here.
+  return [bytes(window.astype(np.uint8)).decode('latin-1') for window in windows]
 
 
 def _texts(batches):
