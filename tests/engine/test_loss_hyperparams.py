@@ -75,22 +75,30 @@ HESSIAN_FREE = meta_gradient.Estimator(kind='forward', curvature='none')
 REVERSE = meta_gradient.Estimator()
 
 
+SLOW = pytest.mark.thorough
+
+
 @pytest.mark.parametrize(
   ('estimator', 'unroll_length', 'factory', 'labels'),
   [
     (FORWARD, 3, 'adam', None),
-    (FORWARD, 3, 'sgd', LABELS),
+    pytest.param(FORWARD, 3, 'sgd', LABELS, marks=SLOW),
     (REVERSE, 3, 'adam', LABELS),
-    (meta_gradient.Estimator(remat='sqrt'), 3, 'sgd', None),
+    pytest.param(
+      meta_gradient.Estimator(remat='sqrt'), 3, 'sgd', None, marks=SLOW
+    ),
     # One update has no Hessian term; Adam's first is a sign.
-    (HESSIAN_FREE, 1, 'sgd', None),
+    pytest.param(HESSIAN_FREE, 1, 'sgd', None, marks=SLOW),
     (HESSIAN_FREE, 1, 'sgd', LABELS),
-    (meta_gradient.Estimator(curvature='none'), 1, 'sgd', LABELS),
-    (
+    pytest.param(
+      meta_gradient.Estimator(curvature='none'), 1, 'sgd', LABELS, marks=SLOW
+    ),
+    pytest.param(
       meta_gradient.Estimator(curvature='subsample', subsample=1.0),
       3,
       'sgd',
       None,
+      marks=SLOW,
     ),
   ],
 )
@@ -159,6 +167,7 @@ def test_closed_form_of_one_update(x64, estimator):
   )
 
 
+@SLOW
 def test_kept_tangents_of_two_windows_are_those_of_one(x64):
   """gamma = 1: Z of a loss's hyperparameter lives on."""
   kept = meta_gradient.Estimator(kind='forward', discount=1.0)

@@ -32,7 +32,9 @@ def _text(batch):
     [batch['inputs'], np.asarray(batch['targets'])[:, -1:]], axis=1
   )
   # A window may cut a letter of several bytes: each byte is one here.
-  return [bytes(window.astype(np.uint8)).decode('latin-1') for window in windows]
+  return [
+    bytes(window.astype(np.uint8)).decode('latin-1') for window in windows
+  ]
 
 
 def _texts(batches):
