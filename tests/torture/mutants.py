@@ -142,7 +142,7 @@ MUTANTS = [
   Mutant('the outer loss has the fixed arguments of the training loss', 'trainer/build', '    meta_loss_fn=functional.make_loss_fn(split.meta, task.loss),', '    meta_loss_fn=functional.make_loss_fn(\n      split.meta, functools.partial(task.loss, **fixed)\n    ),', 'tests/trainer/test_regularized_runs.py::test_the_outer_loss_is_without_what_is_fixed'),
   Mutant('a held-out weight decay moves as any other in the trainer', 'trainer/build_optimizers', "held_out = section['objective'] == 'held_out'", 'held_out = False', 'tests/trainer/test_regularized_runs.py::test_a_weight_decay_follows_held_out_batches_at_the_whole_pace'),
   Mutant('NaN before the first held-out gradient stops eta', 'tuning/held_out', 'return Outer(followed, usable | ~held_out,', 'return Outer(followed, usable,', 'tests/tuning/test_held_out.py::test_none_that_was_ever_finite_is_as_none_given'),
-  Mutant("the loss's mark falls, too", 'tuning/guard', 'jnp.array([True, False]) & held_out', 'jnp.array([True, True]) & held_out', 'tests/tuning/test_guard.py::test_on_held_out_data_a_loss_below_0_raises_no_alarm'),
+  Mutant("the loss's mark falls, too", 'tuning/guard', 'jnp.array([True, False]) & held_out', 'jnp.array([True, True]) & held_out', 'tests/tuning/test_guard.py::test_on_held_out_data_a_loss_that_was_below_0_raises_no_alarm'),
 ]  # fmt: skip
 
 
