@@ -72,8 +72,15 @@ def check_arguments(
       whole = function.func
     raise errors.ConfigError(
       f'{field}: {whole.__name__}: {error}; its arguments are '
-      f'{signature_of(function)}'
+      f'{_without_types(signature_of(function))}'
     ) from error
+
+
+def _without_types(signature: inspect.Signature) -> inspect.Signature:
+  """A signature that fits a line: its names and defaults alone."""
+  empty = inspect.Parameter.empty
+  names = [p.replace(annotation=empty) for p in signature.parameters.values()]
+  return inspect.Signature(names)
 
 
 def signature_of(function: Callable) -> inspect.Signature:
