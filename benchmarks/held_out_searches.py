@@ -160,16 +160,35 @@ def make_run(
     tx = make(setting)
     step = make_step(loss, tx, sets, jax.random.key(seed), held_out)
 
-    def block(carry: Any, number: jax.Array) -> tuple[Any, jax.Array]:
-      numbers = number * length + jnp.arange(length)
-      carry, _ = jax.lax.scan(step, carry, numbers)
-      losses = [loss(carry[0], examples) for examples in sets[1:]]
-      return carry, jnp.stack(losses)
+    def measure(params: Any) -> jax.Array:
+      return jnp.stack([loss(params, examples) for examples in sets[1:]])
 
-    carry = params, tx.init(params)
-    return jax.lax.scan(block, carry, jnp.arange(EVALUATIONS))[1]
+    return train_and_measure(step, measure, (params, tx.init(params)), length)
 
   return run
+
+
+def train_and_measure(
+  step: Callable[[Any, jax.Array], tuple[Any, None]],
+  measure: Callable[[Any], jax.Array],
+  carry: Any,
+  length: int,
+) -> jax.Array:
+  """What is measured of the parameters after every `length` updates, [E, ...].
+
+  Args:
+    step: `((params, opt_state), number) -> ` the same after an update.
+    measure: of parameters.
+    carry: before the first update.
+    length: updates between two measurements.
+  """
+
+  def block(carry: Any, number: jax.Array) -> tuple[Any, jax.Array]:
+    numbers = number * length + jnp.arange(length)
+    carry, _ = jax.lax.scan(step, carry, numbers)
+    return carry, measure(carry[0])
+
+  return jax.lax.scan(block, carry, jnp.arange(EVALUATIONS))[1]
 
 
 def make_step(

@@ -45,7 +45,7 @@ LEARNED = (1, 2, 4, 16, 64)
 SIZES = np.array(tasks_lib.SIZES)
 BATCH = 32
 STEPS = 1000
-EVALUATIONS = 40
+EVALUATIONS = searches.EVALUATIONS
 HELD_OUT_EVERY = 4
 SEEDS = 10
 AT_ONCE = 5
@@ -77,15 +77,12 @@ def make_run(
   def run(tx: Any, size: Any, sets: Any, params: Any, seed: Any) -> jax.Array:
     step = make_step(losses, tx, size, sets, jax.random.key(seed), helped)
 
-    def block(carry: Any, number: jax.Array) -> tuple[Any, jax.Array]:
-      numbers = number * length + jnp.arange(length)
-      carry, _ = jax.lax.scan(step, carry, numbers)
-      held = jnp.cumsum(losses(carry[0], sets[1]))[SIZES - 1] / SIZES
-      test = losses(carry[0], sets[2]).mean()
-      return carry, jnp.append(held, test)
+    def measure(params: Any) -> jax.Array:
+      held = jnp.cumsum(losses(params, sets[1]))[SIZES - 1] / SIZES
+      return jnp.append(held, losses(params, sets[2]).mean())
 
     carry = params, tx.init(params)
-    return jax.lax.scan(block, carry, jnp.arange(EVALUATIONS))[1]
+    return searches.train_and_measure(step, measure, carry, length)
 
   return run
 

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from metalr_flax import interrupts
+from metalr_flax.comparison import config as config_lib
 from metalr_flax.config import flags
 from metalr_flax.trainer import build
 from metalr_flax.trainer import launch
@@ -43,6 +44,17 @@ def run_here(workdir, config='default', *, stop=None, **fields):
     command=arguments.command,
     stop=interrupts.StopRequest() if stop is None else stop,
   )
+
+
+def parse_comparison(*argv):
+  """The resolved config of a comparison's command line."""
+  return flags.parse(
+    'metalr_flax.compare',
+    argv,
+    '',
+    check_name=config_lib.check_name,
+    resolve=config_lib.resolve,
+  ).config
 
 
 def environment():

@@ -225,11 +225,12 @@ def check_losses(
     LossError: naming the first, and as `losses.checked`.
   """
   _, of_loss = inner_lib.divide(eta, problem.loss_hyperparams)
-  given: dict[str, Any] = {'loss_fn': of_loss}
-  asked = {'loss_fn': (problem.loss_fn, problem.next_batch)}
+  asked: dict[str, tuple[Any, Any, Eta]] = {
+    'loss_fn': (problem.loss_fn, problem.next_batch, of_loss)
+  }
   if held_out:
-    asked['meta_loss_fn'] = problem.meta_loss_fn, problem.next_meta_batch
-  for name, (loss_fn, next_batch) in asked.items():
+    asked['meta_loss_fn'] = problem.meta_loss_fn, problem.next_meta_batch, {}
+  for name, (loss_fn, next_batch, given) in asked.items():
     _, batch = jax.eval_shape(next_batch, carry.data_state)
     losses.check_uses_params(
       name,
@@ -237,7 +238,7 @@ def check_losses(
       carry.inner.params,
       carry.inner.model_state,
       batch,
-      **given.get(name, {}),
+      **given,
     )
 
 

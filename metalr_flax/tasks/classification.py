@@ -1,6 +1,7 @@
 """The base class of tasks that classify a small data set."""
 
 from collections.abc import Iterable, Mapping
+import numbers
 from typing import Any
 
 from flax import nnx
@@ -136,7 +137,7 @@ def _check_share(name: str, value: Any) -> None:
   """Refuses a fixed share outside [0, 1); a learned one is an array."""
   if value is None or isinstance(value, jax.Array):
     return
-  if not isinstance(value, (int, float)) or not 0 <= value < 1:
+  if not isinstance(value, numbers.Real) or not 0 <= float(value) < 1:
     raise ValueError(f'{name}: must be a number >= 0 and < 1, not {value!r}')
 
 

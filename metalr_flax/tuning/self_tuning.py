@@ -49,8 +49,8 @@ def self_tuning(
     optimizer.update(model, grads, meta_grads=held_out_grads)
 
   At every m-th update is enough; in between they rest. It has the structure,
-  shapes and dtypes of the gradients. docs/self_tuning.md has the recipe for
-  `jax.lax.cond`.
+  shapes and dtypes of the gradients. One that is not finite counts as none
+  given: under `jit` give NaN where there is none, see docs/self_tuning.md.
 
   Gradients of complex parameters are given as optax wants them, the conjugate
   of what `jax.grad` returns.

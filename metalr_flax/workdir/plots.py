@@ -1,6 +1,6 @@
 """The picture of a run: the learned values above the loss that they gave."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import io
 import pathlib
 from typing import Any
@@ -49,16 +49,8 @@ def plot_run(
     if f'params/{name}' in columns
   }
   names = list(dict.fromkeys(key.split('/')[0] for key in schedules))
-  count = len(names) + 1 + len(shown)
-  fig = drawing.figure.Figure(
-    figsize=(8, min(12, max(6, 1.8 * count))), dpi=120, layout='constrained'
-  )
-  canvas = drawing.FigureCanvasAgg(fig)
-  panels = np.atleast_1d(fig.subplots(count, 1, sharex=True))
-  fig.suptitle(
-    f"{optimizer}'s {_words(names[0])}, learned while training"
-    if len(names) == 1
-    else f'Hyperparameters, learned while training with {optimizer}'
+  canvas, panels = _make_panels(
+    len(names) + 1 + len(shown), _title(optimizer, names)
   )
   ends = _ends(schedules, columns, evaluation)
   panels[0].set_title(ends, fontsize=9, wrap=True)
@@ -77,6 +69,22 @@ def plot_run(
     axes.grid(True, which='both', alpha=0.25)
   panels[-1].set_xlabel('inner updates')
   return _write(path, canvas)
+
+
+def _make_panels(count: int, title: str) -> tuple[Any, np.ndarray]:
+  """A canvas, and its panels one below the other, each with room."""
+  height = min(12, max(6, 1.8 * count))
+  fig = drawing.figure.Figure((8, height), dpi=120, layout='constrained')
+  canvas = drawing.FigureCanvasAgg(fig)
+  fig.suptitle(title)
+  return canvas, np.atleast_1d(fig.subplots(count, 1, sharex=True))
+
+
+def _title(optimizer: str, names: Sequence[str]) -> str:
+  """What the picture shows; some of several may be the loss's."""
+  if len(names) == 1:
+    return f"{optimizer}'s {_words(names[0])}, learned while training"
+  return f'Hyperparameters, learned while training with {optimizer}'
 
 
 def _write(path: pathlib.Path, canvas: Any) -> np.ndarray:

@@ -74,13 +74,7 @@ def finished(tmp_path_factory):
 
 
 def parse(*argv):
-  return flags.parse(
-    'metalr_flax.compare',
-    [*TINY, *argv],
-    '',
-    check_name=config_lib.check_name,
-    resolve=config_lib.resolve,
-  ).config
+  return runs.parse_comparison(*TINY, *argv)
 
 
 def read_rows(workdir):

@@ -26,7 +26,6 @@ from metalr_flax.comparison import race
 from metalr_flax.comparison import standings as standings_lib
 from metalr_flax.comparison import table as table_lib
 from metalr_flax.comparison import unseen as unseen_lib
-from metalr_flax.config import flags
 from metalr_flax.trainer import build as build_lib
 
 PROBLEM = 'breast_cancer'
@@ -46,13 +45,7 @@ TINY = [
 
 
 def parse(*argv):
-  return flags.parse(
-    'metalr_flax.compare',
-    [*TINY, *argv],
-    '',
-    check_name=config_lib.check_name,
-    resolve=config_lib.resolve,
-  ).config
+  return runs.parse_comparison(*TINY, *argv)
 
 
 def methods(*names):
@@ -413,13 +406,7 @@ def test_results_by_training_objective_stay_beside_those_on_unseen_data():
 
 
 def test_the_repositorys_config_has_every_cell():
-  config = flags.parse(
-    'metalr_flax.compare',
-    TINY[:1],
-    '',
-    check_name=config_lib.check_name,
-    resolve=config_lib.resolve,
-  ).config
+  config = runs.parse_comparison(TINY[0])
   assert config_lib.resolve(config) == config
   listed = cells.list_cells(config, selected=True)
   assert len(listed) == 4 * (4 * 3 + 2)
