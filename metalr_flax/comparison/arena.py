@@ -13,6 +13,7 @@ from metalr_flax import errors
 from metalr_flax import tasks
 from metalr_flax.comparison import config as config_lib
 from metalr_flax.comparison import unseen as unseen_lib
+from metalr_flax.config import schema
 from metalr_flax.engine import losses
 from metalr_flax.engine import records
 from metalr_flax.models import functional
@@ -109,7 +110,7 @@ def _build(config: Mapping[str, Any], problem: str) -> Arena:
   snapshots = [
     _begin(task, split, seed) for split, seed in zip(splits, seeds, strict=True)
   ]
-  given = {'loss_kwargs': {}, **section['task']}
+  given = schema.completed('task', section['task'])
   fixed, _ = build_loss.divide(given, {}, task)
   loss_fn = losses.checked(
     'loss_fn',

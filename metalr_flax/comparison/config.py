@@ -7,6 +7,7 @@ from typing import Any
 from metalr_flax import errors
 from metalr_flax.comparison import methods as methods_lib
 from metalr_flax.config import check as check_lib
+from metalr_flax.config import rules
 from metalr_flax.config import schema
 
 UNSEEN = 'unseen'  # loss on data that is neither trained nor tuned on
@@ -15,9 +16,9 @@ DECAYS = 'weight_decays'
 
 _SECTIONS = ('task', 'model')
 _COUNTS = {
-  'num_steps': schema.POSITIVE_INT32,
-  'num_seeds': schema.POSITIVE_INTEGER,
-  'num_evaluations': schema.POSITIVE_INTEGER,
+  'num_steps': rules.POSITIVE_INT32,
+  'num_seeds': rules.POSITIVE_INTEGER,
+  'num_evaluations': rules.POSITIVE_INTEGER,
 }
 _PROBLEM = (*_SECTIONS, *_COUNTS, 'objective', DECAYS)
 _TOP = (
@@ -57,9 +58,9 @@ def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
       raise errors.ConfigError(
         f'{name}: missing; add it to the config file (see configs/compare.py)'
       )
-  _check_rule('seed', plain['seed'], schema.SEED)
+  _check_rule('seed', plain['seed'], rules.SEED)
   for name in ('num_seeds', 'num_evaluations'):
-    _check_rule(name, plain[name], schema.POSITIVE_INTEGER)
+    _check_rule(name, plain[name], rules.POSITIVE_INTEGER)
   for name in ('learning_rates', 'initial_learning_rates'):
     _check_rates(name, plain[name])
   if DECAYS in plain:
@@ -184,7 +185,7 @@ def _check_counts(where: str, problem: Mapping[str, Any]) -> None:
     )
 
 
-def _check_rule(name: str, value: Any, rule: schema.Rule) -> None:
+def _check_rule(name: str, value: Any, rule: rules.Rule) -> None:
   if not rule.holds(value):
     raise errors.ConfigError.of(
       name, value, rule.text, f'set --config.{name}=...'
@@ -207,7 +208,7 @@ def _check_rates(name: str, rates: Any) -> None:
       name, rates, 'must be a list of learning rates', 'e.g. 1e-3,1e-2'
     )
   for rate in rates:
-    _check_rule(name, rate, schema.POSITIVE_NUMBER)
+    _check_rule(name, rate, rules.POSITIVE_NUMBER)
   _check_ascends(name, rates)
 
 
@@ -217,7 +218,7 @@ def _check_decays(name: str, decays: Any) -> None:
       name, decays, 'must be a list of weight decays', 'e.g. 0.0,0.1, or ()'
     )
   for decay in decays:
-    _check_rule(name, decay, schema.NUMBER)
+    _check_rule(name, decay, rules.NUMBER)
   _check_ascends(name, decays)
 
 
@@ -229,12 +230,12 @@ def _check_ascends(name: str, values: list[Any]) -> None:
 
 
 def _check_optimizer(name: str, kwargs: Any) -> None:
-  if name not in schema.OPTIMIZERS:
+  if name not in rules.OPTIMIZERS:
     raise errors.ConfigError.of(
       'optimizers',
       name,
       'must be a known optax optimizer',
-      check_lib.suggest(name, schema.OPTIMIZERS),
+      check_lib.suggest(name, rules.OPTIMIZERS),
     )
   _check_mapping(f'optimizers.{name}', kwargs)
   if 'learning_rate' in kwargs:

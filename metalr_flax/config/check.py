@@ -32,7 +32,7 @@ def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
     if section in plain and not isinstance(plain[section], dict):
       check_name(section)
   schema.complete(plain)
-  _check_fields(dict(_flatten(plain)), schema.FIELDS)
+  _check_fields(dict(flatten_fields(plain)), schema.FIELDS)
   _check_learned(plain['inner'], plain['task'], plain['meta'])
   _check_estimator(plain['meta'])
   return plain
@@ -49,32 +49,31 @@ def check_section(section: str, values: Mapping[str, Any], where: str) -> None:
   Raises:
     ConfigError: naming the first field that is unknown, missing or wrong.
   """
-  rules = {
-    name: rule
-    for name, rule in schema.FIELDS.items()
+  fields = {
+    name: field
+    for name, field in schema.FIELDS.items()
     if name.startswith(f'{section}.')
   }
-  flat = {f'{section}.{key}': value for key, value in values.items()}
-  _check_fields(flat, rules, where)
+  whole = schema.completed(section, values)
+  flat = {f'{section}.{key}': value for key, value in whole.items()}
+  _check_fields(flat, fields, where)
 
 
 def _check_fields(
-  flat: Mapping[str, Any], rules: Mapping[str, schema.Rule], where: str = ''
+  flat: Mapping[str, Any], fields: Mapping[str, schema.Field], where: str = ''
 ) -> None:
   for name in flat:
     check_name(name, where)
-  for name, rule in rules.items():
-    if name not in flat and name in schema.OPTIONAL:
-      continue
+  for name, field in fields.items():
     if name not in flat:
       raise errors.ConfigError(
         f'{where}{name}: missing; add it to the config file (see '
         f'configs/default.py)'
       )
     value = flat[name]
-    if not rule.holds(value):
+    if not field.rule.holds(value):
       raise errors.ConfigError.of(
-        f'{where}{name}', value, rule.text, hint(name, value, where)
+        f'{where}{name}', value, field.rule.text, hint(name, value, where)
       )
 
 
@@ -123,7 +122,7 @@ def hint(name: str, value: Any, where: str = '') -> str:
   return f'set --config.{where}{name}=...'
 
 
-def _flatten(plain: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+def flatten_fields(plain: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
   """Dotted names with values; the public sections are the nested ones."""
   for name, value in plain.items():
     if name in schema.SECTIONS:

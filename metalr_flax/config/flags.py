@@ -17,6 +17,7 @@ from ml_collections import config_flags
 
 from metalr_flax import errors
 from metalr_flax.config import check
+from metalr_flax.config import help
 from metalr_flax.config import schema
 
 COMPARE = 'metalr_flax.compare'
@@ -63,7 +64,7 @@ def parse(
     ConfigError: for a flag, a field or a file that is wrong.
   """
   if {'-h', '--help', '-help'} & set(argv):
-    _print(usage)
+    _print(usage if module == COMPARE else f'{usage}\n{help.fields_text()}')
     raise SystemExit(0)
   given, rest = _split(argv)
   name, *argument = given.split(':', 1)  # file.py:argument is allowed
@@ -177,13 +178,26 @@ def _load(path: pathlib.Path, argument: list[str]) -> config_dict.ConfigDict:
     )
   if isinstance(config, config_dict.FrozenConfigDict):
     config = config_dict.ConfigDict(config)  # flags have to change it
-  for field, value in schema.OPTIONAL.items():  # so that flags reach it
-    section, _, name = field.partition('.')
-    holder = config.get(section)
-    if type(holder) is config_dict.ConfigDict and name not in holder:
-      with holder.unlocked():
-        holder[name] = config_dict.ConfigDict(value) if value == {} else value
+  _complete(config)
   return config
+
+
+def _complete(config: config_dict.ConfigDict) -> None:
+  """Writes the defaults into a config, so that flags can change them."""
+  if 'problems' in config:  # a comparison's
+    return
+  with config.unlocked():
+    for name, field in schema.FIELDS.items():
+      section, _, key = name.rpartition('.')
+      if section and section not in config:
+        config[section] = config_dict.ConfigDict()
+      holder = config[section] if section else config
+      ours = type(holder) is config_dict.ConfigDict
+      if ours and key not in holder and field.default is not None:
+        mapping = isinstance(field.default, dict)
+        holder[key] = (
+          config_dict.ConfigDict(field.default) if mapping else field.default
+        )
 
 
 def _overridden(argv: Sequence[str]) -> list[str]:
@@ -229,7 +243,7 @@ def _wrong_value(
     if f'--{name}={value}:' in str(error):
       field = name.removeprefix('config.')
       known = schema.FIELDS.get(field)
-      rule = known.text if known else 'has another type'
+      rule = known.rule.text if known else 'has another type'
       remedy = check.hint(field, value)
       return errors.ConfigError.of(
         field, value, rule, f'{remedy}; its type is the one in {path}'

@@ -1,161 +1,135 @@
 """What a config may hold: plain values, and the public fields with their rules.
 
-The tables are literal and import no JAX.
+A config names what differs from the defaults given here. No JAX is imported.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 import copy
 import math
-import re
 from typing import Any, NamedTuple
 
 from metalr_flax import errors
+from metalr_flax.config import rules
 
 _MAX_DEPTH = 50
-
-# Literal copies of what `tasks`, `models`, the engine and optax offer: a test
-# holds them equal.
-TASKS = (
-  'breast_cancer', 'digits', 'drifting_target', 'ill_conditioned_regression',
-  'linear_regression', 'noisy_quadratic', 'text',
-)  # fmt: skip
-MODELS = ('cnn', 'linear', 'mlp', 'transformer', 'vector')
-ESTIMATORS = ('forward', 'none', 'reverse')
-REMATS = ('none', 'sqrt', 'step')
-CURVATURES = ('exact', 'none', 'subsample')
-OBJECTIVES = ('held_out', 'online')
-OPTIMIZERS = (
-  'adabelief', 'adadelta', 'adafactor', 'adagrad', 'adam', 'adamax',
-  'adamaxw', 'adamw', 'adan', 'amsgrad', 'fromage', 'lamb', 'lars', 'lion',
-  'nadam', 'nadamw', 'noisy_sgd', 'novograd', 'optimistic_adam_v2',
-  'optimistic_gradient_descent', 'radam', 'rmsprop', 'sgd', 'sign_sgd', 'sm3',
-  'yogi',
-)  # fmt: skip
-
-# Our own rule as the outer optimizer.
-STEERING = 'steering'
-META_OPTIMIZERS = (*OPTIMIZERS, STEERING)
 
 CADENCES = ('log_every', 'eval_every', 'checkpoint_every')
 # `log_every` ends no chunk: the metrics of all its steps are fetched anyway.
 CHUNK_ENDS = ('eval_every', 'checkpoint_every')
-USERS_OWN = re.compile(r'[A-Za-z_][\w.]*:[A-Za-z_]\w*')
 
 
-class Rule(NamedTuple):
-  """What a field must be.
+class Field(NamedTuple):
+  """A public field of a config.
 
   Attributes:
-    text: the rule in words.
-    holds: whether a value keeps it.
+    rule: what its value must be.
+    meaning: what it is for, a phrase.
+    default: its value where a config leaves it out; None for a field that
+      every config must have.
   """
 
-  text: str
-  holds: Callable[[Any], bool]
+  rule: rules.Rule
+  meaning: str
+  default: Any = None
 
 
-def _integer(low: int, high: float = math.inf) -> Rule:
-  def holds(value: Any) -> bool:
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    return whole and low <= value <= high
-
-  above = f'>= {low}' if high == math.inf else f'from {low} to {high}'
-  return Rule(f'must be an integer {above}', holds)
-
-
-def _number(low: float, high: float = math.inf, *, open_end: bool) -> Rule:
-  def holds(value: Any) -> bool:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-      return False
-    above = value > low if open_end else value >= low
-    return math.isfinite(value) and above and value <= high
-
-  below = '' if high == math.inf else f' and <= {high:g}'
-  sign = '>' if open_end else '>='
-  return Rule(f'must be a number {sign} {low:g}{below}', holds)
-
-
-def _one_of(names: tuple[str, ...], what: str) -> Rule:
-  def holds(value: Any) -> bool:
-    return isinstance(value, str) and value in names
-
-  return Rule(f'must be a known {what}', holds)
-
-
-def _name_or_class(names: tuple[str, ...], what: str) -> Rule:
-  def holds(value: Any) -> bool:
-    known = isinstance(value, str)
-    return known and bool(value in names or USERS_OWN.fullmatch(value))
-
-  return Rule(f'must be a known {what} or package.module:Class', holds)
-
-
-# What a field may hold, whichever field it is.
-SEED = _integer(0, 2**32 - 1)
-INTEGER = _integer(0, 2**31 - 1)
-POSITIVE_INTEGER = _integer(1)
-POSITIVE_INT32 = _integer(1, 2**31 - 1)
-NUMBER = _number(0, open_end=False)
-POSITIVE_NUMBER = _number(0, open_end=True)
-SHARE = _number(0, 1, open_end=False)
-POSITIVE_SHARE = _number(0, 1, open_end=True)
-MAPPING = Rule('must be a mapping', lambda v: isinstance(v, dict))
-TEXT = Rule('must be a string', lambda v: isinstance(v, str))
-FLAG = Rule('must be True or False', lambda v: isinstance(v, bool))
-OPTIMIZER = _name_or_class(OPTIMIZERS, 'optax optimizer')
-GROUPS = Rule(
-  "must be '', 'per_leaf' or package.module:function",
-  lambda v: (
-    isinstance(v, str)
-    and (v in ('', 'per_leaf') or bool(USERS_OWN.fullmatch(v)))
+FIELDS: dict[str, Field] = {
+  'seed': Field(rules.SEED, 'of the weights and the batches', 0),
+  'num_outer_steps': Field(
+    rules.INTEGER, 'length of the run; may grow when it is resumed', 1000
   ),
-)
-
-# What a config file may leave out, with what it means then.
-OPTIONAL: dict[str, Any] = {'meta.groups': '', 'task.loss_kwargs': {}}
-FIELDS: dict[str, Rule] = {
-  'seed': SEED,
-  'num_outer_steps': INTEGER,
-  'log_every': POSITIVE_INTEGER,
-  'eval_every': POSITIVE_INTEGER,
-  'checkpoint_every': POSITIVE_INTEGER,
-  'threefry_partitionable': FLAG,
-  'task.name': _name_or_class(TASKS, 'task'),
-  'task.batch_size': POSITIVE_INTEGER,
-  'task.path': TEXT,
-  'task.kwargs': MAPPING,
-  'task.loss_kwargs': MAPPING,
-  'model.name': _name_or_class(MODELS, 'model'),
-  'model.kwargs': MAPPING,
-  'inner.optimizer': OPTIMIZER,
-  'inner.learning_rate': POSITIVE_NUMBER,
-  'inner.kwargs': MAPPING,
-  'meta.learned': MAPPING,
-  'meta.unroll_length': POSITIVE_INT32,
-  'meta.estimator': _one_of(ESTIMATORS, 'estimator'),
-  'meta.remat': _one_of(REMATS, 'remat policy'),
-  'meta.curvature': _one_of(CURVATURES, 'curvature'),
-  'meta.subsample': POSITIVE_SHARE,
-  'meta.discount': SHARE,
-  'meta.objective': _one_of(OBJECTIVES, 'objective'),
-  'meta.groups': GROUPS,
-  'meta.optimizer': _name_or_class(META_OPTIMIZERS, 'optax optimizer'),
-  'meta.learning_rate': NUMBER,
+  'log_every': Field(
+    rules.POSITIVE_INTEGER, 'outer steps between rows in TensorBoard', 20
+  ),
+  'eval_every': Field(
+    rules.POSITIVE_INTEGER, 'outer steps between evaluations', 100
+  ),
+  'checkpoint_every': Field(
+    rules.POSITIVE_INTEGER, 'outer steps between checkpoints', 200
+  ),
+  'threefry_partitionable': Field(
+    rules.FLAG, "JAX's flag of that name, which decides random numbers", True
+  ),
+  'task.name': Field(rules.name_or_class(rules.TASKS, 'task'), 'data and loss'),
+  'task.batch_size': Field(
+    rules.POSITIVE_INTEGER, 'examples in the batch of an inner update', 32
+  ),
+  'task.path': Field(rules.TEXT, "a file or folder of the user's", ''),
+  'task.kwargs': Field(rules.MAPPING, "the task's other arguments", {}),
+  'task.loss_kwargs': Field(
+    rules.MAPPING, 'arguments of the training loss, such as label_smoothing', {}
+  ),
+  'model.name': Field(
+    rules.name_or_class(rules.MODELS, 'model'), 'the nnx.Module to train'
+  ),
+  'model.kwargs': Field(rules.MAPPING, "the model's arguments", {}),
+  'inner.optimizer': Field(
+    rules.OPTIMIZER, "updates the model's weights", 'rmsprop'
+  ),
+  'inner.learning_rate': Field(
+    rules.POSITIVE_NUMBER, 'its rate; the initial one where it is learned', 1e-4
+  ),
+  'inner.kwargs': Field(rules.MAPPING, "the optimizer's other arguments", {}),
+  'meta.learned': Field(
+    rules.MAPPING,
+    'the hyperparameters to learn, each with its bijection',
+    {'learning_rate': 'sigmoid'},
+  ),
+  'meta.unroll_length': Field(
+    rules.POSITIVE_INT32, 'K, inner updates in a window', 8
+  ),
+  'meta.estimator': Field(
+    rules.one_of(rules.ESTIMATORS, 'estimator'),
+    "how a window is differentiated; 'none' is plain training",
+    'forward',
+  ),
+  'meta.remat': Field(
+    rules.one_of(rules.REMATS, 'remat policy'),
+    'what reverse mode computes again to save memory',
+    'none',
+  ),
+  'meta.curvature': Field(
+    rules.one_of(rules.CURVATURES, 'curvature'),
+    'the Hessian term of the meta-gradient',
+    'exact',
+  ),
+  'meta.subsample': Field(
+    rules.POSITIVE_SHARE, "share of a batch for curvature 'subsample'", 0.25
+  ),
+  'meta.discount': Field(
+    rules.SHARE, 'how much of the tangents outlives a window', 0.0
+  ),
+  'meta.objective': Field(
+    rules.one_of(rules.OBJECTIVES, 'objective'),
+    'the batches of the outer loss',
+    'held_out',
+  ),
+  'meta.groups': Field(
+    rules.GROUPS, 'parameters that share one learned value', ''
+  ),
+  'meta.optimizer': Field(
+    rules.name_or_class(rules.META_OPTIMIZERS, 'optax optimizer'),
+    'moves eta along its meta-gradient',
+    'adam',
+  ),
+  'meta.learning_rate': Field(rules.NUMBER, 'its rate', 0.03),
 }
 # The names that a field may have.
 NAMES = {
-  'task.name': TASKS,
-  'model.name': MODELS,
-  'inner.optimizer': OPTIMIZERS,
-  'meta.optimizer': META_OPTIMIZERS,
-  'meta.estimator': ESTIMATORS,
-  'meta.remat': REMATS,
-  'meta.curvature': CURVATURES,
-  'meta.objective': OBJECTIVES,
+  'task.name': rules.TASKS,
+  'model.name': rules.MODELS,
+  'inner.optimizer': rules.OPTIMIZERS,
+  'meta.optimizer': rules.META_OPTIMIZERS,
+  'meta.estimator': rules.ESTIMATORS,
+  'meta.remat': rules.REMATS,
+  'meta.curvature': rules.CURVATURES,
+  'meta.objective': rules.OBJECTIVES,
 }
 SECTIONS = {name.partition('.')[0] for name in FIELDS if '.' in name}
 # Below these, the keys are the user's.
-MAPPINGS = tuple(name for name, rule in FIELDS.items() if rule is MAPPING)
+MAPPINGS = tuple(
+  name for name, field in FIELDS.items() if field.rule is rules.MAPPING
+)
 
 
 def to_plain(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -174,11 +148,25 @@ def to_plain(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def complete(plain: dict[str, Any]) -> None:
-  """Writes the optional fields into a config that leaves them out."""
-  for name, value in OPTIONAL.items():
-    section, key = name.split('.')
-    if isinstance(plain.get(section), dict):
-      plain[section].setdefault(key, copy.copy(value))
+  """Writes the defaults of what a training config leaves out into it.
+
+  Args:
+    plain: a config; one of a comparison is left as it is.
+  """
+  if 'problems' in plain:
+    return
+  for name, field in FIELDS.items():
+    section, _, key = name.rpartition('.')
+    holder = plain.setdefault(section, {}) if section else plain
+    if field.default is not None and isinstance(holder, dict):
+      holder.setdefault(key, copy.copy(field.default))
+
+
+def completed(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
+  """A section of a training config with the defaults of what it leaves out."""
+  whole = {section: {**values}}
+  complete(whole)
+  return whole[section]
 
 
 def flatten(
@@ -212,7 +200,7 @@ def _plain(name: str, value: Any, depth: int = 0) -> Any:
   if isinstance(value, (list, tuple)):
     return [_plain(name, v, depth + 1) for v in value]
   if isinstance(value, float) and not math.isfinite(value):
-    rule = FIELDS[name].text if name in FIELDS else 'must be finite'
+    rule = FIELDS[name].rule.text if name in FIELDS else 'must be finite'
     raise errors.ConfigError.of(
       name, value, rule, f'set --config.{name}= to a finite number'
     )

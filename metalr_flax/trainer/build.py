@@ -18,6 +18,7 @@ import optax
 from metalr_flax import errors
 from metalr_flax import models
 from metalr_flax import tasks
+from metalr_flax.config import rules
 from metalr_flax.config import schema
 from metalr_flax.engine import meta_gradient
 from metalr_flax.engine import outer
@@ -147,7 +148,7 @@ def _build_problem(
   initial = build_optimizers.initial_hyperparams(
     inner_section, of_tx, factory, labels
   )
-  if meta['optimizer'] == schema.STEERING and meta['estimator'] != 'none':
+  if meta['optimizer'] == rules.STEERING and meta['estimator'] != 'none':
     initial = steered.begin(
       initial, of_tx, held_out=meta['objective'] == 'held_out'
     )
@@ -178,9 +179,13 @@ def randomness(config: Config) -> contextlib.AbstractContextManager:
 def build_task(section: Config) -> tasks.Task:
   """Makes the task that a config's section `task` names.
 
+  Args:
+    section: the section; what has a default may be left out.
+
   Raises:
     ConfigError: naming the field, `task.name` or `task.kwargs`.
   """
+  section = schema.completed('task', section)
   cls = lookup.find_class('task.name', section['name'], tasks.TASKS)
   accepted = lookup.signature_of(cls).parameters
   open_ended = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
@@ -203,12 +208,13 @@ def build_model(section: Config, seed: int) -> nnx.Module:
   """Makes the model that a config's section `model` names.
 
   Args:
-    section: the section.
+    section: the section; what has a default may be left out.
     seed: of its initial weights.
 
   Raises:
     ConfigError: naming the field, `model.name` or `model.kwargs`.
   """
+  section = schema.completed('model', section)
   cls = lookup.find_class('model.name', section['name'], models.MODELS)
   arguments = {
     **lookup.as_tuples(section['kwargs']),

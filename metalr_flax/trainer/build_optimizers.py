@@ -9,7 +9,7 @@ import optax
 
 from metalr_flax import errors
 from metalr_flax.config import check
-from metalr_flax.config import schema
+from metalr_flax.config import rules
 from metalr_flax.engine import optimizers
 from metalr_flax.trainer import lookup
 from metalr_flax.tuning import steered
@@ -143,7 +143,7 @@ def build_meta_tx(
   Raises:
     ConfigError: for arguments that it refuses.
   """
-  if section['optimizer'] == schema.STEERING:
+  if section['optimizer'] == rules.STEERING:
     held_out = section['objective'] == 'held_out'
     kinds = {n: k for n, k in section['learned'].items() if n not in of_loss}
     return steered.make(kinds, held_out=held_out)

@@ -16,6 +16,7 @@ import numpy as np
 from metalr_flax import console
 from metalr_flax import errors
 from metalr_flax import interrupts
+from metalr_flax.config import rules
 from metalr_flax.config import schema
 from metalr_flax.engine import outer
 from metalr_flax.engine import records
@@ -182,7 +183,7 @@ def _keep_last_good(
 
 def _to_lower(run: Run) -> str:
   """What may keep a run from diverging: 'steering' has a rate of its own."""
-  if run.config['meta']['optimizer'] == schema.STEERING:
+  if run.config['meta']['optimizer'] == rules.STEERING:
     return 'meta.discount'
   return 'inner.learning_rate or meta.learning_rate'
 

@@ -27,6 +27,7 @@ from metalr_flax import models
 from metalr_flax import tasks
 from metalr_flax.config import check
 from metalr_flax.config import flags
+from metalr_flax.config import rules
 from metalr_flax.config import schema
 from metalr_flax.engine import bijections
 from metalr_flax.engine import curvature
@@ -99,12 +100,9 @@ WRONG_CONFIGS = {
   'section as None': ({'model': None}, 'model: is a section', 'model.kwargs'),
   'field as a section': ({'seed': {'data': 0}}, "seed={'data': 0}: must be an integer"),
   # Missing fields and sections.
-  'no seed': ({'seed': ABSENT}, 'seed: missing', 'add it to the config file'),
-  'no kwargs': ({'inner.kwargs': ABSENT}, 'inner.kwargs: missing'),
-  'no name': ({'task.name': ABSENT}, 'task.name: missing'),
-  'no section': ({'meta': ABSENT}, 'meta.learned: missing'),
+  'no name': ({'task.name': ABSENT}, 'task.name: missing', 'add it to the config file'),
+  'no section': ({'task': ABSENT}, 'task.name: missing'),
   'empty section': ({'model': {}}, 'model.name: missing'),
-  'no flag': ({'threefry_partitionable': ABSENT}, 'threefry_partitionable: missing'),
   # Keys that config.json would not keep.
   'number as a key': ({'inner.kwargs': {1: 2}}, 'inner.kwargs: has the key 1', 'use strings'),
   'tuple as a key': ({'meta.learned': {(1, 2): 'log'}}, 'meta.learned: has the key (1, 2)'),
@@ -351,10 +349,10 @@ WRONG_SOURCES = {
   'exits': ('raise SystemExit(0)\n', 'bad.py:1: SystemExit'),
   'returns nothing': (HEAD + '  pass\n', 'must return a ConfigDict, not NoneType'),
   'returns a dict': (HEAD + "  return {'seed': 0}\n", 'must return a ConfigDict, not dict'),
-  'returns an empty config': (HEAD + '  return config_dict.ConfigDict()\n', 'seed: missing'),
+  'returns an empty config': (HEAD + '  return config_dict.ConfigDict()\n', 'task.name: missing'),
   'placeholder': (HEAD + "  return config_dict.ConfigDict({'seed': config_dict.placeholder(int)})\n", 'seed=None: must be an integer'),
   'required placeholder': (HEAD + "  return config_dict.ConfigDict({'seed': config_dict.required_placeholder(int)})\n", 'RequiredValueError', 'correct that file'),
-  'frozen and empty': (HEAD + '  return config_dict.FrozenConfigDict()\n', 'seed: missing'),
+  'frozen and empty': (HEAD + '  return config_dict.FrozenConfigDict()\n', 'task.name: missing'),
   'a frozen section': (COPY + '  meta = c.meta.to_dict()\n  del c.meta\n  c.meta = config_dict.FrozenConfigDict(meta)\n  return c\n', 'immutable', 'correct that file'),
   'exits inside': (HEAD + '  raise GeneratorExit\n', 'bad.py:5: GeneratorExit'),
   'an exception without words': ('class E(Exception):\n  def __str__(self):\n    1 / 0\n\n\nraise E()\n', 'bad.py:6: E: no message'),
@@ -510,7 +508,28 @@ def test_help_goes_before_every_mistake(flag, capsys):
   with pytest.raises(SystemExit) as caught:
     parse('--config=nowhere.py', '--nonsense', flag)
   assert caught.value.code == 0
-  assert capsys.readouterr().out == 'usage\n'
+  said = capsys.readouterr().out
+  assert said.startswith('usage\n')
+  for name, field in schema.FIELDS.items():
+    assert f'  {name} ' in said
+    assert field.meaning.split()[0] in said
+  assert max(map(len, said.splitlines())) <= 80
+
+
+def test_a_config_names_what_differs_from_the_defaults(tmp_path):
+  path = tmp_path / 'short.py'
+  path.write_text(
+    HEAD + "  return config_dict.ConfigDict({'task': {'name': 'digits'}, "
+    "'model': {'name': 'mlp'}})\n"
+  )
+  short = parse(f'--config={path}', '--config.meta.unroll_length=3').config
+  assert short['meta']['unroll_length'] == 3
+  flat = dict(check.flatten_fields(short))
+  for name, field in schema.FIELDS.items():
+    if name not in ('task.name', 'model.name', 'meta.unroll_length'):
+      assert flat[name] == field.default, name
+      assert field.rule.holds(field.default)
+  assert schema.FIELDS['meta.learned'].default == {'learning_rate': 'sigmoid'}
 
 
 def test_a_config_file_may_take_an_argument(tmp_path):
@@ -567,10 +586,10 @@ def test_resolve_leaves_its_argument_alone():
 KEYS = st.sampled_from(['learning_rate', 'decay', 'eps', 'skip', 'a b', '{}'])
 KNOWN = st.sampled_from(
   [
-    *schema.TASKS,
-    *schema.MODELS,
-    *schema.OPTIMIZERS,
-    *schema.ESTIMATORS,
+    *rules.TASKS,
+    *rules.MODELS,
+    *rules.OPTIMIZERS,
+    *rules.ESTIMATORS,
     *ranges.RANGES,
     'a.b:C',
   ]
@@ -614,10 +633,10 @@ FITTING = {
     'meta.learned': st.dictionaries(
       KEYS, st.sampled_from(['log', 'sigmoid', 'sigmoid(0, 2)']), min_size=1
     ),
-    'meta.estimator': st.sampled_from(schema.ESTIMATORS),
-    'meta.remat': st.sampled_from(schema.REMATS),
-    'meta.curvature': st.sampled_from(schema.CURVATURES),
-    'meta.objective': st.sampled_from(schema.OBJECTIVES),
+    'meta.estimator': st.sampled_from(rules.ESTIMATORS),
+    'meta.remat': st.sampled_from(rules.REMATS),
+    'meta.curvature': st.sampled_from(rules.CURVATURES),
+    'meta.objective': st.sampled_from(rules.OBJECTIVES),
     'meta.subsample': RATES,
     'meta.discount': st.sampled_from([0, 0.0, 0.5]),
     'meta.groups': st.sampled_from(['', 'per_leaf', 'a.b:c']),
@@ -703,15 +722,15 @@ def test_no_command_line_ends_in_another_exception(argv):
 
 
 def test_the_names_of_config_are_the_ones_there_are():
-  assert sorted(schema.TASKS) == sorted(tasks.TASKS)
-  assert sorted(schema.MODELS) == sorted(models.MODELS)
-  assert sorted(schema.ESTIMATORS) == sorted(meta_gradient.KINDS)
-  assert sorted(schema.OBJECTIVES) == sorted(meta_gradient.OBJECTIVES)
-  assert sorted(schema.CURVATURES) == sorted(curvature.CURVATURES)
-  assert sorted(schema.REMATS) == sorted(inner.REMATS)
+  assert sorted(rules.TASKS) == sorted(tasks.TASKS)
+  assert sorted(rules.MODELS) == sorted(models.MODELS)
+  assert sorted(rules.ESTIMATORS) == sorted(meta_gradient.KINDS)
+  assert sorted(rules.OBJECTIVES) == sorted(meta_gradient.OBJECTIVES)
+  assert sorted(rules.CURVATURES) == sorted(curvature.CURVATURES)
+  assert sorted(rules.REMATS) == sorted(inner.REMATS)
 
 
-@pytest.mark.parametrize('name', schema.CURVATURES)
+@pytest.mark.parametrize('name', rules.CURVATURES)
 def test_every_curvature_is_one_of_the_estimators(name):
   estimator = meta_gradient.Estimator(curvature=name)
   assert callable(estimator.grad_fn(lambda params, model_state, batch: None))
@@ -736,9 +755,9 @@ def test_every_bijection_has_the_range_that_config_holds(spec):
 
 def test_the_names_of_config_are_sorted_and_single():
   for names in (
-    schema.TASKS,
-    schema.MODELS,
-    schema.OPTIMIZERS,
+    rules.TASKS,
+    rules.MODELS,
+    rules.OPTIMIZERS,
   ):
     assert list(names) == sorted(set(names))
 
@@ -746,7 +765,7 @@ def test_the_names_of_config_are_sorted_and_single():
 # noisy_sgd asks for a key that the config cannot give it yet.
 @pytest.mark.thorough
 @pytest.mark.filterwarnings('ignore:Specifying a key will be required')
-@pytest.mark.parametrize('name', schema.OPTIMIZERS)
+@pytest.mark.parametrize('name', rules.OPTIMIZERS)
 def test_every_optimizer_is_one_of_optax_and_updates(name):
   factory = getattr(optax, name)
   assert 'learning_rate' in inspect.signature(factory).parameters
