@@ -84,7 +84,7 @@ def find_bijection(name: str, bijections: Mapping[str, str]) -> Bijection:
 
 
 def constrain(eta: Eta, bijections: Mapping[str, str]) -> Eta:
-  """phi: the hyperparameters that belong to eta.
+  """Maps unconstrained numbers eta to the hyperparameters phi(eta).
 
   Args:
     eta: unconstrained values by hyperparameter name, and by group label where
@@ -106,9 +106,10 @@ def constrain(eta: Eta, bijections: Mapping[str, str]) -> Eta:
 def unconstrain(
   hyperparams: Mapping[str, Any], bijections: Mapping[str, str]
 ) -> Eta:
-  """phi^{-1}: the eta of some initial hyperparameters.
+  """Maps initial hyperparameters to the unconstrained numbers eta.
 
-  The inverse is computed in float64 on the host and rounded once.
+  It is the inverse of `constrain`, computed in float64 on the host and
+  rounded once.
 
   Args:
     hyperparams: Python floats by name (and group label), each inside its

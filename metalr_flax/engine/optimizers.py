@@ -61,12 +61,13 @@ def make_grouped(
   learned: Iterable[str],
   labels: PyTree,
 ) -> optax.GradientTransformationExtraArgs:
-  """The same, with hyperparameters of its own for each group of parameters.
+  """An optimizer with learned arguments for each group of parameters.
 
   Args:
-    factory: see `make_injected`.
-    arguments: see `make_injected`; every group starts from them.
-    learned: see `make_injected`.
+    factory: the name of an optimizer of optax, or a function that makes one,
+      as for `make_injected`.
+    arguments: its keyword arguments, which every group starts from.
+    learned: which of them to inject.
     labels: the group's name of each parameter, a tree of params' structure.
 
   Returns:
@@ -96,7 +97,15 @@ def label_set(labels: PyTree) -> set[str]:
 
 
 def label_leaves(params: PyTree) -> PyTree:
-  """A label function that makes each leaf its own group, named by its path."""
+  """Makes each array of params a group of its own, named by its path.
+
+  Args:
+    params: a tree of arrays.
+
+  Returns:
+    A tree of params' structure with strings, e.g. 'layers/0/kernel': `labels`
+    for `make_grouped`, `Problem` and `self_tuning`.
+  """
   return jax.tree_util.tree_map_with_path(
     lambda path, _: jax.tree_util.keystr(path, simple=True, separator='/'),
     params,

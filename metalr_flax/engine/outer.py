@@ -120,9 +120,11 @@ def outer_step(
 
   Pure: jit it, scan it, or call it as it is.
 
-    step = jax.jit(functools.partial(outer_step, problem=..., meta_tx=...))
-    for _ in range(num_outer_steps):
-      state, metrics = step(state)
+  ```python
+  step = jax.jit(functools.partial(outer_step, problem=..., meta_tx=...))
+  for _ in range(num_outer_steps):
+    state, metrics = step(state)
+  ```
 
   Args:
     state: the state before.

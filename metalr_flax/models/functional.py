@@ -64,7 +64,14 @@ class Split:
 
 
 def split(module: nnx.Module) -> Split:
-  """Takes a module apart into definitions and plain dicts."""
+  """Takes a module apart into definitions and plain dicts of arrays.
+
+  Args:
+    module: any NNX module; it is left as it was.
+
+  Returns:
+    Its structure in each mode, its parameters and its other variables.
+  """
   train = _view(module, deterministic=False, use_running_average=False)
   _, params, rest = _split(train)
   return Split(

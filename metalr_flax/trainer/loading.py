@@ -22,9 +22,11 @@ def load(
 ) -> tuple[nnx.Module, config_dict.ConfigDict, Any]:
   """Loads a trained model, its config and its schedule from a workdir.
 
-    model, config, schedule = metalr_flax.load('checkpoints/digits_mlp')
-    logits = model(images)
-    tx = optax.rmsprop(schedule)
+  ```python
+  model, config, schedule = metalr_flax.load('checkpoints/digits_mlp')
+  logits = model(images)
+  tx = optax.rmsprop(schedule)
+  ```
 
   A config may name the user's own classes; they are imported.
 

@@ -26,12 +26,14 @@ def self_tuning(
 ) -> optax.GradientTransformationExtraArgs:
   """Tunes an optimizer's hyperparameters while the user's own loop trains.
 
-    tx = metalr_flax.self_tuning(
-      optax.inject_hyperparams(optax.adamw)(learning_rate=1e-3)
-    )
-    optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
-    optimizer.update(model, grads)
-    metalr_flax.hyperparams_of(optimizer.opt_state)
+  ```python
+  tx = metalr_flax.self_tuning(
+    optax.inject_hyperparams(optax.adamw)(learning_rate=1e-3)
+  )
+  optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+  optimizer.update(model, grads)
+  metalr_flax.hyperparams_of(optimizer.opt_state)
+  ```
 
   Nothing but gradients and params is needed, each gradient of a fresh batch. It
   works in any loop that calls `tx.update(grads, state, params)`. The learning
@@ -46,7 +48,9 @@ def self_tuning(
   params, and the hyperparameters follow that instead of the training gradient:
   so a weight decay can be learned,
 
-    optimizer.update(model, grads, meta_grads=held_out_grads)
+  ```python
+  optimizer.update(model, grads, meta_grads=held_out_grads)
+  ```
 
   At every m-th update is enough; in between they rest. It has the structure,
   shapes and dtypes of the gradients. One that is not finite counts as none

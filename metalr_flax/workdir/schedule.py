@@ -65,11 +65,13 @@ def save_schedule(
 ) -> None:
   """Writes recorded hyperparameters as a `schedule.json`.
 
-    rates = []
-    for step in range(num_steps):
-      ...  # an update of a self-tuned optimizer
-      rates.append(metalr_flax.hyperparams_of(opt_state)['learning_rate'])
-    metalr_flax.save_schedule('schedule.json', {'learning_rate': rates})
+  ```python
+  rates = []
+  for step in range(num_steps):
+    ...  # an update of a self-tuned optimizer
+    rates.append(metalr_flax.hyperparams_of(opt_state)['learning_rate'])
+  metalr_flax.save_schedule('schedule.json', {'learning_rate': rates})
+  ```
 
   `hyperparams_of` after an update gives what that update used, so the list
   starts with the first update's value.
@@ -104,7 +106,10 @@ def load_schedule(
 ) -> optax.Schedule:
   """A learned schedule as an optax schedule, ready for a plain run.
 
-    tx = optax.rmsprop(load_schedule('checkpoints/default/schedule.json'))
+  ```python
+  path = 'checkpoints/default/schedule.json'
+  tx = optax.rmsprop(metalr_flax.load_schedule(path))
+  ```
 
   Args:
     path: a `schedule.json`.
