@@ -17,10 +17,10 @@ ROOT = pathlib.Path(__file__).parents[1]
 PAGES = [
   'README.md',
   'CONTRIBUTING.md',
-  *sorted(f'docs/{p.name}' for p in ROOT.glob('docs/*.md')),
+  *sorted(str(p.relative_to(ROOT)) for p in ROOT.glob('docs/**/*.md')),
 ]
 # Runs that a page supposes, by the folder below checkpoints/.
-RUNS = {'docs/own_loop.md': ['default']}
+RUNS = {'docs/own_loop.md': ['default'], 'docs/trainer.md': ['default']}
 
 
 def blocks(page, language):
@@ -68,6 +68,13 @@ def test_the_journeys_stop_at_functions_that_exist():
       file, function = stop.groups()
       source = (ROOT / 'metalr_flax' / file).read_text()
       assert f'def {function}(' in source, stop[0]
+
+
+def test_the_reference_has_every_public_name():
+  found = re.findall(
+    r'^::: metalr_flax\.(\w+)$', (ROOT / 'docs/api.md').read_text(), re.M
+  )
+  assert sorted({*found} - {'errors'}) == metalr_flax.__all__
 
 
 def test_readme_can_be_read_in_one_go():

@@ -259,7 +259,7 @@ NOT_MEASURED = {
 }
 DOCUMENTS = [
   README,
-  *sorted(f'docs/{p.name}' for p in (ROOT / 'docs').glob('*.md')),
+  *sorted(str(p.relative_to(ROOT)) for p in ROOT.glob('docs/**/*.md')),
 ]
 
 
