@@ -12,6 +12,8 @@ import pytest
 import runs
 
 import metalr_flax
+from metalr_flax.comparison import config as comparison_config
+from metalr_flax.config import check
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = [
@@ -37,6 +39,20 @@ def test_code_runs_as_it_is_printed(page, tmp_path, monkeypatch):
     runs.run_here(tmp_path / 'checkpoints' / config, num_outer_steps=4)
   code = '\n'.join(blocks(page, 'python'))
   exec(compile(code, page, 'exec'), {'__name__': 'docs'})
+
+
+@pytest.mark.parametrize(
+  ('page', 'resolve'),
+  [
+    ('docs/trainer.md', check.resolve),
+    ('docs/comparison.md', comparison_config.resolve),
+  ],
+)
+def test_the_config_of_a_page_is_one(page, resolve):
+  names = {}
+  (block,) = (b for b in blocks(page, 'python') if 'def get_config' in b)
+  exec(compile(block, page, 'exec'), names)
+  resolve(names['get_config']().to_dict())
 
 
 @pytest.mark.parametrize('page', PAGES)

@@ -6,6 +6,7 @@ reads them.
 """
 
 import functools
+import html
 import html.parser
 import os
 import pathlib
@@ -17,6 +18,7 @@ import urllib.parse
 import pytest
 
 import metalr_flax
+from metalr_flax.config import schema
 
 pytestmark = pytest.mark.thorough
 ROOT = pathlib.Path(__file__).parents[1]
@@ -108,6 +110,14 @@ def test_every_public_name_is_in_the_reference(site):
   for name in metalr_flax.__all__:
     heading = rf'<h[34] id="[\w.]*\.{name}"[^>]*>\s*metalr_flax\.{name}\b'
     assert re.search(heading, text), name
+
+
+def test_every_config_field_is_in_the_trainers_table(site):
+  text = (site / 'trainer.html').read_text()
+  for name, field in schema.FIELDS.items():
+    row = re.search(rf'<tr>\s*<td><code>{name}</code></td>.*?</tr>', text, re.S)
+    assert row, name
+    assert html.escape(field.meaning, quote=False) in row[0], name
 
 
 def test_search_finds_pages_and_functions(site):
