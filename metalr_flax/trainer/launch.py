@@ -19,6 +19,7 @@ from metalr_flax.config import schema
 from metalr_flax.engine import outer
 from metalr_flax.engine import records
 from metalr_flax.trainer import build
+from metalr_flax.trainer import compilation_cache
 from metalr_flax.trainer import refusals
 
 MAX_ROWS = 1000  # metrics rows held on the device
@@ -43,6 +44,7 @@ def train(
     MetalrError: for each way of ending that is not the planned one; its
       `status` is the exit status.
   """
+  compilation_cache.enable()
   with (
     build.randomness(config),
     concurrent.futures.ThreadPoolExecutor(max_workers=1) as pool,
