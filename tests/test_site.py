@@ -15,6 +15,7 @@ import subprocess
 import sys
 import urllib.parse
 
+import griffe
 import pytest
 
 import metalr_flax
@@ -110,6 +111,29 @@ def test_every_public_name_is_in_the_reference(site):
   for name in metalr_flax.__all__:
     heading = rf'<h[34] id="[\w.]*\.{name}"[^>]*>\s*metalr_flax\.{name}\b'
     assert re.search(heading, text), name
+
+
+def test_returns_of_public_functions_are_read_as_words():
+  """A colon after their first words would make those a type."""
+  package = griffe.load(
+    'metalr_flax',
+    search_paths=[ROOT],
+    docstring_parser='google',
+    docstring_options={
+      'returns_multiple_items': False,
+      'returns_named_value': False,
+    },
+  )
+  for name in metalr_flax.__all__:
+    path = f'{getattr(metalr_flax, name).__module__}.{name}'
+    found = package[path.removeprefix('metalr_flax.')]
+    for one in (found, *(found.functions if found.is_class else {}).values()):
+      if not one.docstring:
+        continue
+      for section in one.docstring.parsed:
+        if section.kind is griffe.DocstringSectionKind.returns:
+          types = [str(item.annotation) for item in section.value]
+          assert types == [str(one.returns)], one.path
 
 
 def test_every_config_field_is_in_the_trainers_table(site):

@@ -31,5 +31,5 @@ def _directive(name: re.Match[str]) -> str:
   return (
     f'::: {module}.{name[1]}\n'
     f'    options:\n'
-    f'      heading: metalr_flax.{name[1]}\n'
+    f'      heading: metalr_flax.{name[1]}'
   )

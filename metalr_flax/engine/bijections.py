@@ -117,7 +117,7 @@ def unconstrain(
     bijections: the bijection's spec for each name.
 
   Returns:
-    eta of the same structure: strongly typed scalars of JAX's default float
+    eta of the same structure, strongly typed scalars of JAX's default float
     type. (A weakly typed eta would make a jitted step compile again.)
 
   Raises:

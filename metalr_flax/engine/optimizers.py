@@ -103,8 +103,8 @@ def label_leaves(params: PyTree) -> PyTree:
     params: a tree of arrays.
 
   Returns:
-    A tree of params' structure with strings, e.g. 'layers/0/kernel': `labels`
-    for `make_grouped`, `Problem` and `self_tuning`.
+    A tree of params' structure with strings, e.g. 'layers/0/kernel', which is
+    what `make_grouped`, `Problem` and `self_tuning` take as `labels`.
   """
   return jax.tree_util.tree_map_with_path(
     lambda path, _: jax.tree_util.keystr(path, simple=True, separator='/'),

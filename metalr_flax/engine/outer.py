@@ -134,12 +134,13 @@ def outer_step(
       given.
 
   Returns:
-    The state after, and scalars by public metric key: `train/loss` is the mean
+    The state after, and scalars by public metric key. `train/loss` is the mean
     of the K losses before each update, `hyperparams/<name>` is the value that
     the *next* window will use.
 
   Raises:
-    ValueError, TypeError: when it is traced, see `Estimator`.
+    ValueError: when it is traced, see `Estimator.__call__`.
+    TypeError: the same.
   """
   meta_grads, carry, metrics = estimator(state.eta, state.carry, problem)
   eta, meta_opt_state = state.eta, state.meta_opt_state

@@ -96,7 +96,8 @@ class Task(abc.ABC):
     The picture of a run has a line there, and the console says them.
 
     Returns:
-      Numbers by name: `loss`, which is what the noise in the data leaves, and
-      names of `summarize`. Nothing, as here, where no answer is known.
+      Numbers by name. The names are `loss`, which is what the noise in the
+      data leaves, and those of `summarize`. Nothing, as here, where no answer
+      is known.
     """
     return {}

@@ -113,9 +113,9 @@ def hyperparams_of(opt_state: optax.OptState) -> dict[str, Any]:
     opt_state: a state with one `SelfTuningState` anywhere in it.
 
   Returns:
-    Values by name (`<name>/<label>` with groups): floats, or arrays where the
-    state is a batch of states or inside of jit. Before the first update, what
-    it will start from.
+    Values by name, by `<name>/<label>` with groups. They are floats, or arrays
+    where the state is a batch of states or inside of jit. Before the first
+    update, what it will start from.
 
   Raises:
     ValueError: where there is none, or more than one.
