@@ -20,6 +20,8 @@ class Case(NamedTuple):
   factory: object
   learned: dict  # name: (bijection, initial value)
   fixed: dict = {}  # noqa: RUF012
+  clip_norm: float = 0.0
+  multiplier: object = None  # an optax schedule
 
 
 def clipped(learning_rate, max_norm):
@@ -36,6 +38,8 @@ def masked(learning_rate, weight_decay):
   return optax.chain(optax.scale_by_adam(), decay, optax.scale(-learning_rate))
 
 
+# 0 at the first update, 1 at the third, and less again from the fourth on.
+WARM_UP = optax.warmup_cosine_decay_schedule(0.0, 1.0, 2, 8, end_value=0.1)
 RATE = {'learning_rate': ('log', 0.02)}
 B1 = {'b1': ('one_minus_log', 0.9)}
 B2 = {'b2': ('one_minus_log', 0.99)}
@@ -65,6 +69,8 @@ CASES = [
   Case('adadelta', 'adadelta', {'learning_rate': ('log', 1.0), 'rho': ('one_minus_log', 0.9)}),
   Case('clip_by_global_norm', clipped, {**RATE, 'max_norm': ('log', 0.5)}),
   Case('masked', masked, {**RATE, **DECAY}),
+  Case('surrounded_momentum', 'sgd', {**RATE, 'momentum': ('one_minus_log', 0.9)}, clip_norm=0.5, multiplier=WARM_UP),
+  Case('surrounded_adamw', 'adamw', {**RATE, **B1, **DECAY}, clip_norm=0.3, multiplier=WARM_UP),
 ]  # fmt: skip
 BY_NAME = {case.name: case for case in CASES}
 
@@ -105,6 +111,9 @@ def problem(case, unroll_length=5, labels=None):
     tx = optimizers.make_grouped(case.factory, arguments, bijections, labels)
     groups = sorted(set(jax.tree.leaves(labels)))
     initial = {n: dict.fromkeys(groups, v) for n, v in initial.items()}
+  tx = optimizers.surrounded(
+    tx, clip_norm=case.clip_norm, multiplier=case.multiplier
+  )
   parts = records.Problem(
     loss_fn=loss_fn,
     meta_loss_fn=loss_fn,

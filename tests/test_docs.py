@@ -45,6 +45,7 @@ def test_code_runs_as_it_is_printed(page, tmp_path, monkeypatch):
   ('page', 'resolve'),
   [
     ('docs/trainer.md', check.resolve),
+    ('docs/training.md', check.resolve),
     ('docs/comparison.md', comparison_config.resolve),
   ],
 )

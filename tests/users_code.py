@@ -221,3 +221,28 @@ def head_and_body(params):
 
 def not_labels(params):
   return {'all': 1}
+
+
+def ramp(length=10):
+  """A schedule of a user's own."""
+  return lambda count: jnp.minimum(count / length, 1.0)
+
+
+def no_schedule():
+  return 0.5
+
+
+def two_at_once():
+  return lambda count: jnp.stack([count, count])
+
+
+def steps_down(length=10):
+  return lambda count: 1.0 - count / length
+
+
+def looks_at_its_count():
+  return lambda count: 1.0 if count > 3 else 0.5
+
+
+def none_at_all():
+  return lambda count: 0.0 * count

@@ -33,6 +33,7 @@ def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
       check_name(section)
   schema.complete(plain)
   _check_fields(dict(flatten_fields(plain)), schema.FIELDS)
+  _check_schedule(plain['inner'])
   _check_learned(plain['inner'], plain['task'], plain['meta'])
   _check_estimator(plain['meta'])
   return plain
@@ -130,6 +131,17 @@ def flatten_fields(plain: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         yield f'{name}.{key}', inner
     else:
       yield name, value
+
+
+def _check_schedule(inner: Mapping[str, Any]) -> None:
+  """Refuses arguments of a schedule that there is not."""
+  if inner['schedule_kwargs'] and not inner['schedule']:
+    raise errors.ConfigError.of(
+      'inner.schedule_kwargs',
+      inner['schedule_kwargs'],
+      'needs a schedule',
+      'set --config.inner.schedule=warmup_cosine_decay_schedule or another',
+    )
 
 
 def _check_learned(

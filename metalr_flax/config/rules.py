@@ -27,6 +27,15 @@ OPTIMIZERS = (
   'yogi',
 )  # fmt: skip
 
+# Those whose arguments are plain values.
+SCHEDULES = (
+  'constant_schedule', 'cosine_decay_schedule', 'cosine_onecycle_schedule',
+  'exponential_decay', 'linear_onecycle_schedule', 'linear_schedule',
+  'piecewise_constant_schedule', 'piecewise_interpolate_schedule',
+  'polynomial_schedule', 'sgdr_schedule', 'warmup_constant_schedule',
+  'warmup_cosine_decay_schedule', 'warmup_exponential_decay_schedule',
+)  # fmt: skip
+
 # Our own rule as the outer optimizer.
 STEERING = 'steering'
 META_OPTIMIZERS = (*OPTIMIZERS, STEERING)
@@ -99,6 +108,13 @@ MAPPING = Rule('must be a mapping', lambda v: isinstance(v, dict))
 TEXT = Rule('must be a string', lambda v: isinstance(v, str))
 FLAG = Rule('must be True or False', lambda v: isinstance(v, bool))
 OPTIMIZER = name_or_class(OPTIMIZERS, 'optax optimizer')
+SCHEDULE = Rule(
+  "must be '', a known optax schedule or package.module:function",
+  lambda v: (
+    isinstance(v, str)
+    and (v in ('', *SCHEDULES) or bool(USERS_OWN.fullmatch(v)))
+  ),
+)
 GROUPS = Rule(
   "must be '', 'per_leaf' or package.module:function",
   lambda v: (

@@ -70,6 +70,15 @@ FIELDS: dict[str, Field] = {
     rules.POSITIVE_NUMBER, 'its rate; the initial one where it is learned', 1e-4
   ),
   'inner.kwargs': Field(rules.MAPPING, "the optimizer's other arguments", {}),
+  'inner.clip_norm': Field(
+    rules.NUMBER, "largest norm of a batch's gradient; 0 for any", 0.0
+  ),
+  'inner.schedule': Field(
+    rules.SCHEDULE, "multiplies the optimizer's updates, such as a warm-up", ''
+  ),
+  'inner.schedule_kwargs': Field(
+    rules.MAPPING, "the schedule's arguments, in inner updates", {}
+  ),
   'meta.learned': Field(
     rules.MAPPING,
     'the hyperparameters to learn, each with its bijection',
@@ -119,6 +128,7 @@ NAMES = {
   'task.name': rules.TASKS,
   'model.name': rules.MODELS,
   'inner.optimizer': rules.OPTIMIZERS,
+  'inner.schedule': rules.SCHEDULES,
   'meta.optimizer': rules.META_OPTIMIZERS,
   'meta.estimator': rules.ESTIMATORS,
   'meta.remat': rules.REMATS,

@@ -81,6 +81,34 @@ def make_grouped(
   return optax.partition(parts, labels)
 
 
+def surrounded(
+  tx: optax.GradientTransformation,
+  *,
+  clip_norm: float = 0.0,
+  multiplier: optax.Schedule | None = None,
+) -> optax.GradientTransformation:
+  """An optimizer whose gradients are clipped and whose updates are scaled.
+
+  It may be one with groups: the norm is that of all of them, and one count
+  serves all.
+
+  Args:
+    tx: an optimizer of `make_injected` or `make_grouped`.
+    clip_norm: gradients of a larger norm are scaled down to it; 0 for none.
+    multiplier: `count -> number` that the updates are multiplied by, and with
+      them the learning rate and a weight decay; its count is that of updates.
+
+  Returns:
+    `tx` itself where there is neither.
+  """
+  parts = [tx]
+  if clip_norm:
+    parts.insert(0, optax.clip_by_global_norm(clip_norm))
+  if multiplier is not None:
+    parts.append(optax.scale_by_schedule(multiplier))
+  return optax.chain(*parts) if len(parts) > 1 else tx
+
+
 def label_set(labels: PyTree) -> set[str]:
   """The groups that a tree of labels names.
 

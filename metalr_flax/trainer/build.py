@@ -159,7 +159,9 @@ def _build_problem(
     meta_loss_fn=functional.make_loss_fn(split.meta, task.loss),
     next_batch=task.next,
     next_meta_batch=task.next_meta if has_next_meta(task) else task.next,
-    tx=build_optimizers.build_tx(inner_section, of_tx, factory, labels),
+    tx=build_optimizers.build_tx(
+      inner_section, of_tx, factory, labels, num_updates(config)
+    ),
     bijections=meta['learned'],
     unroll_length=meta['unroll_length'],
     labels=labels,
@@ -169,6 +171,11 @@ def _build_problem(
     'inner.kwargs', inner_section['optimizer'], problem.tx, split.params
   )
   return problem, {**initial, **of_loss}
+
+
+def num_updates(config: Config) -> int:
+  """Inner updates of the whole run."""
+  return config['num_outer_steps'] * config['meta']['unroll_length']
 
 
 def randomness(config: Config) -> contextlib.AbstractContextManager:

@@ -11,6 +11,7 @@ from metalr_flax import errors
 from metalr_flax.config import check
 from metalr_flax.config import rules
 from metalr_flax.engine import optimizers
+from metalr_flax.trainer import build_schedule
 from metalr_flax.trainer import lookup
 from metalr_flax.tuning import steered
 
@@ -77,14 +78,23 @@ def build_labels(groups: str, params: Any) -> Any:
 
 
 def build_tx(
-  section: Section, learned: Mapping[str, str], factory: Callable, labels: Any
+  section: Section,
+  learned: Mapping[str, str],
+  factory: Callable,
+  labels: Any,
+  num_updates: int,
 ) -> optax.GradientTransformation:
   """The inner optimizer, with what is learned of it in its state.
 
-  The arguments are those of `initial_hyperparams`.
+  Args:
+    section: the config's section `inner`.
+    learned: the bijection of each learned hyperparameter.
+    factory: what makes the optimizer.
+    labels: each parameter's group, None where all are in one.
+    num_updates: of the whole run.
 
   Raises:
-    ConfigError: for arguments that the optimizer refuses.
+    ConfigError: for arguments that the optimizer or the schedule refuses.
   """
   if 'learning_rate' in section['kwargs']:
     raise errors.ConfigError(
@@ -97,8 +107,14 @@ def build_tx(
   }
   lookup.check_arguments('inner.kwargs', factory, arguments)
   if labels is None:
-    return optimizers.make_injected(factory, arguments, learned)
-  return optimizers.make_grouped(factory, arguments, learned, labels)
+    tx = optimizers.make_injected(factory, arguments, learned)
+  else:
+    tx = optimizers.make_grouped(factory, arguments, learned, labels)
+  return optimizers.surrounded(
+    tx,
+    clip_norm=section['clip_norm'],
+    multiplier=build_schedule.build_multiplier(section, num_updates),
+  )
 
 
 def check_update(

@@ -11,6 +11,7 @@ from metalr_flax import errors
 from metalr_flax.config import check
 from metalr_flax.engine import bijections
 from metalr_flax.trainer import build
+from metalr_flax.trainer import build_schedule
 from metalr_flax.workdir import checkpoint
 from metalr_flax.workdir import folder
 from metalr_flax.workdir import metrics_csv
@@ -36,8 +37,9 @@ def load(
   Returns:
     The trained NNX module of the newest intact checkpoint in evaluation mode,
     the run's config, and the learning rate's schedule by inner step: the
-    learned one, or the constant that the run had. Where each group learned its
-    own, a dict of schedules by group label.
+    learned one, or the constant that the run had, times the run's multiplier
+    (`inner.schedule`) where it has one. Where each group learned its own, a
+    dict of schedules by group label.
 
   Raises:
     WorkdirError: where the folder is no workdir or has no checkpoint yet, or
@@ -82,6 +84,30 @@ def _find(path: pathlib.Path, experiment: build.Experiment) -> checkpoint.Found:
 
 
 def _learning_rate(
+  path: pathlib.Path,
+  config: dict[str, Any],
+  experiment: build.Experiment,
+  found: checkpoint.Found,
+) -> Any:
+  """The rate of each inner update: the learned value times the multiplier."""
+  learned = _learned_rate(path, config, experiment, found)
+  multiplier = build_schedule.build_multiplier(
+    config['inner'], build.num_updates(config)
+  )
+  if multiplier is None:
+    return learned
+  if isinstance(learned, dict):
+    return {name: _product(s, multiplier) for name, s in learned.items()}
+  return _product(learned, multiplier)
+
+
+def _product(
+  schedule: optax.Schedule, multiplier: optax.Schedule
+) -> optax.Schedule:
+  return lambda count: schedule(count) * multiplier(count)
+
+
+def _learned_rate(
   path: pathlib.Path,
   config: dict[str, Any],
   experiment: build.Experiment,

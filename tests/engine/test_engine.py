@@ -84,7 +84,9 @@ GROUPS = {'w1': 'matrix', 'b1': 'vector', 'w2': 'vector', 'embedding': 'vector'}
 
 
 @tiers.parametrize('labels', ['kinds', 'per_leaf'], ['kinds'])
-@tiers.parametrize('name', ['momentum', 'adamw'], ['momentum'])
+@tiers.parametrize(
+  'name', ['momentum', 'adamw', 'surrounded_adamw'], ['momentum']
+)
 def test_groups_equal_finite_differences(x64, name, labels):
   per_leaf = optimizers.label_leaves(cases.params())
   labels = per_leaf if labels == 'per_leaf' else GROUPS
@@ -124,6 +126,9 @@ def test_meta_off_is_plain_optax_bit_for_bit(case):
     name: float(v) for name, v in
     bijections.constrain(state.eta, parts.bijections).items()
   })  # fmt: skip
+  if case.multiplier:
+    clip = optax.clip_by_global_norm(case.clip_norm)
+    tx = optax.chain(clip, tx, optax.scale_by_schedule(case.multiplier))
 
   plain = references.plain_loop(
     tx,
