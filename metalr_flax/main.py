@@ -5,7 +5,8 @@
 
 The workdir is checkpoints/<config file's stem> unless given. The same command
 again resumes a run from its newest checkpoint; a larger
---config.num_outer_steps continues a finished one.
+--config.num_outer_steps continues a finished one, and a smaller one shortens
+none.
 
 Exit status: 0 done, 2 bad flags or config, 3 workdir refused, 4 diverged,
 5 storage failed, 6 no intact checkpoint, 75 interrupted with the state saved.

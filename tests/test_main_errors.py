@@ -158,7 +158,7 @@ def test_a_changed_config_is_refused_with_a_command_that_works(
   before = snapshot(tmp_path)
   argv = [DEFAULT, '--config.seed=1']
   process = run([*argv, '--workdir', 'my runs'], tmp_path, without_jax)
-  assert_refused(process, 3, ['workdir=my runs', 'seed=0', 'seed=1'])
+  assert_refused(process, 3, ['workdir=my runs', 'seed=0 (here 1)'])
   assert snapshot(tmp_path) == before
 
   command = process.stderr.partition('elsewhere: ')[2]
@@ -269,6 +269,7 @@ def test_what_may_change_in_a_used_workdir(used):
   check(used)
   for field, value in [
     ('num_outer_steps', 10**6),
+    ('num_outer_steps', 1),
     ('log_every', 3),
     ('eval_every', 3),
     ('checkpoint_every', 3),
@@ -279,19 +280,33 @@ def test_what_may_change_in_a_used_workdir(used):
 @pytest.mark.parametrize(
   ('override', 'parts'),
   [
-    ('--config.num_outer_steps=1', ['num_outer_steps=2000', 'num_outer_steps=1;']),
-    ('--config.seed=7', ['seed=0', 'seed=7']),
-    ('--config.inner.learning_rate=0.2', ['inner.learning_rate=0.1', 'inner.learning_rate=0.2']),
-    ("--config.inner.kwargs={'decay': 0.8}", ['inner.kwargs', '0.8']),
-    ('--config.task.kwargs={}', ['task.kwargs', 'skip']),
-    ('--config.meta.learned.learning_rate=log', ['learning_rate=sigmoid', 'learning_rate=log']),
-    ('--config.threefry_partitionable', ['=False', '=True']),
+    ('--config.seed=7', ['with seed=0 (here 7); run']),
+    ('--config.inner.learning_rate=0.2', ['with inner.learning_rate=0.1 (here 0.2); run']),
+    ("--config.inner.kwargs={'decay': 0.8}", ['with no inner.kwargs.decay (here 0.8); run']),
+    ('--config.task.kwargs={}', ['with task.kwargs.skip=5 (here none); run']),
+    ('--config.meta.learned.learning_rate=log', ['with meta.learned.learning_rate=sigmoid (here log); run']),
+    ('--config.threefry_partitionable', ['with threefry_partitionable=False (here True); run']),
   ],
 )  # fmt: skip
 def test_what_may_not_change_in_a_used_workdir(override, parts, used):
   line = workdir_error(used, override)
   for part in (f'workdir={used}', *parts, f'again --workdir={used}-2'):
     assert part in line
+
+
+def test_all_differences_are_told_at_once(used):
+  line = workdir_error(
+    used, '--config.seed=7', '--config.log_every=1', '--config.task.kwargs={}',
+    '--config.inner.optimizer=sgd', '--config.num_outer_steps=3',
+  )  # fmt: skip
+  told = 'inner.optimizer=rmsprop (here sgd), seed=0 (here 7), task.kwargs.skip'
+  assert f'holds a run with {told}=5 (here none); run it' in line
+  config = resolved()
+  config['model']['kwargs'] = {f'a{i}': i for i in range(13)}
+  files.write_json(used / 'config.json', config)
+  line = workdir_error(used, "--config.model.kwargs={'init_seed': 42}")
+  assert line.count(' (here ') == 10
+  assert ', and 4 more; run it elsewhere: again' in line
 
 
 @pytest.mark.parametrize('number', [2, 3, 4])

@@ -1,5 +1,6 @@
 """Reads a command line into a checked config and a workdir, without JAX."""
 
+import ast
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import os
@@ -14,6 +15,7 @@ from typing import Any
 from absl import flags
 from ml_collections import config_dict
 from ml_collections import config_flags
+from ml_collections.config_flags import config_path
 
 from metalr_flax import errors
 from metalr_flax.config import check
@@ -221,7 +223,7 @@ def _parse_flags(
       f'--{error.flagname}: unknown flag; {near}'
     ) from error
   except flags.IllegalFlagValueError as error:
-    raise _wrong_value(argv, path, error) from error
+    raise _wrong_value(argv, path, config, error) from error
   except (flags.Error, ValueError) as error:  # e.g. a missing value
     raise errors.ConfigError(f'{error}; see --help') from error
   except Exception as error:  # what ml_collections finds in the config
@@ -234,7 +236,10 @@ def _parse_flags(
 
 
 def _wrong_value(
-  argv: Sequence[str], path: pathlib.Path, error: flags.Error
+  argv: Sequence[str],
+  path: pathlib.Path,
+  config: config_dict.ConfigDict,
+  error: flags.Error,
 ) -> errors.ConfigError:
   """The line for an override that does not have the field's type."""
   for argument, following in zip(argv, [*argv, ''][1:], strict=True):
@@ -243,12 +248,37 @@ def _wrong_value(
     if f'--{name}={value}:' in str(error):
       field = name.removeprefix('config.')
       known = schema.FIELDS.get(field)
-      rule = known.rule.text if known else 'has another type'
-      remedy = check.hint(field, value)
-      return errors.ConfigError.of(
-        field, value, rule, f'{remedy}; its type is the one in {path}'
-      )
+      keeps = known and known.rule.holds(_literal(value))
+      if known and (field in schema.MAPPINGS or not keeps):
+        remedy = check.hint(field, value)
+        return errors.ConfigError.of(field, value, known.rule.text, remedy)
+      return _other_type(field, value, path, config)
   return errors.ConfigError(f'{error}; see --help')
+
+
+def _literal(text: str) -> Any:
+  """What a flag's text means in Python, or the text."""
+  try:
+    return ast.literal_eval(text)
+  except (ValueError, SyntaxError, MemoryError, RecursionError):
+    return text
+
+
+def _other_type(
+  field: str, value: str, path: pathlib.Path, config: config_dict.ConfigDict
+) -> errors.ConfigError:
+  """The line for a value whose type is only wrong beside the file's value.
+
+  A flag has the type of the value that it overrides.
+  """
+  there = config_path.get_value(field, config)
+  kind = type(there).__name__
+  return errors.ConfigError.of(
+    field,
+    value,
+    f'has another type than the {kind} {there} in {path}',
+    'change the one there, or give such a one',
+  )
 
 
 def _not_in_file(

@@ -36,7 +36,7 @@ class Field(NamedTuple):
 FIELDS: dict[str, Field] = {
   'seed': Field(rules.SEED, 'of the weights and the batches', 0),
   'num_outer_steps': Field(
-    rules.INTEGER, 'length of the run; may grow when it is resumed', 1000
+    rules.INTEGER, 'length of the run; a larger one continues it', 1000
   ),
   'log_every': Field(
     rules.POSITIVE_INTEGER, 'outer steps between rows in TensorBoard', 20

@@ -81,6 +81,7 @@ def _run_locked(
   run: Run, state: records.MetaTrainState, lock: folder.Lock
 ) -> None:
   folder.check_config(run.workdir, run.config, run.command)
+  run = _with_length(run)
   directory = run.workdir / folder.STATE
   found = checkpoint.find_newest(directory, state)
   if found and _is_finished(run, found.step):
@@ -109,6 +110,19 @@ def _run_locked(
     state = _loop(run, state, recorder, save)
     lock.check()
     recorder.finish(run.experiment.evaluate(state.params, state.model_state))
+
+
+def _with_length(run: Run) -> Run:
+  """The run with the length that an earlier command gave it, if larger."""
+  config = folder.with_length(run.workdir, run.config)
+  length = config['num_outer_steps']
+  if length > run.num_outer_steps:
+    console.say(
+      f'num_outer_steps={length}, as an earlier command had it in '
+      f'{run.workdir}, not {run.num_outer_steps}; for a shorter run choose '
+      f'another --workdir='
+    )
+  return dataclasses.replace(run, config=config)
 
 
 def _is_finished(run: Run, step: int) -> bool:

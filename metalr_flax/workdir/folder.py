@@ -30,6 +30,8 @@ STATE = 'state'
 PLOT = 'plots/learning_rate.png'
 UNFINISHED = re.compile(r'\.\d+\.(saving|old)')  # in STATE: half a checkpoint
 _PROBE = '.probe'
+_ABSENT = object()
+_MOST_DIFFERENCES = 10  # in one line
 # Faults of the storage itself, no property of the path: they may pass.
 _PASSING = (
   errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE,
@@ -197,7 +199,8 @@ def check_config(
 ) -> None:
   """Refuses a workdir that is foreign or belongs to another config.
 
-  `num_outer_steps` may grow and the cadences may change.
+  `num_outer_steps` and the cadences may change: `with_length` says which length
+  a run then has.
 
   Args:
     path: the workdir; one that does not exist is fine.
@@ -205,7 +208,7 @@ def check_config(
     command: this run's command without its workdir.
 
   Raises:
-    WorkdirError: with the old and the new value, and a command that works.
+    WorkdirError: with the old and the new values, and a command that works.
   """
   if not path.exists():
     return
@@ -221,16 +224,57 @@ def check_config(
         f'({foreign[0]}); choose an empty --workdir='
       )
     return
-  old = dict(schema.flatten(read_config(path)))
-  new = dict(schema.flatten(config))
-  for name in sorted({*old, *new}, reverse=True):  # a key before its mapping
-    before, after = old.get(name, '(absent)'), new.get(name, '(absent)')
-    if before != after and not _may_change(name, before, after):
-      raise errors.WorkdirError(
-        f'workdir={path}: holds a run with {name}={before}, this one has '
-        f'{name}={after}; run it elsewhere: {command} '
-        f'--workdir={shlex.quote(str(_free_name(path)))}'
-      )
+  differences = _list_differences(read_config(path), config)
+  if differences:
+    raise errors.WorkdirError(
+      f'workdir={path}: holds a run with {_shown(differences)}; run it '
+      f'elsewhere: {command} --workdir={shlex.quote(str(_free_name(path)))}'
+    )
+
+
+def _list_differences(
+  before: Mapping[str, Any], now: Mapping[str, Any]
+) -> list[str]:
+  """What two configs may not differ in, as `field=old (here new)`."""
+  old, new = dict(schema.flatten(before)), dict(schema.flatten(now))
+  names = [
+    name
+    for name in {**new, **old}  # in the order of this command's config
+    if old.get(name, _ABSENT) != new.get(name, _ABSENT)
+    and not _may_change(name, old.get(name))
+  ]
+  return [
+    f'{name}={old[name]} (here {new.get(name, "none")})'
+    if name in old
+    else f'no {name} (here {new[name]})'
+    for name in names
+    # An empty mapping beside its keys in the other config says nothing more.
+    if not any(other.startswith(f'{name}.') for other in names)
+  ]
+
+
+def _shown(differences: list[str]) -> str:
+  more = len(differences) - _MOST_DIFFERENCES
+  rest = [f'and {more} more'] if more > 0 else []
+  return ', '.join([*differences[:_MOST_DIFFERENCES], *rest])
+
+
+def with_length(
+  path: pathlib.Path, config: Mapping[str, Any]
+) -> dict[str, Any]:
+  """A run's config with the length that the run in its workdir has.
+
+  A run that was extended goes on to its larger `num_outer_steps` also by its
+  first command; a smaller number never shortens one.
+
+  Args:
+    path: the workdir, which `check_config` found to be this run's.
+    config: the resolved config of this run.
+  """
+  if not (path / CONFIG).exists():
+    return dict(config)
+  length = max(read_config(path)['num_outer_steps'], config['num_outer_steps'])
+  return {**config, 'num_outer_steps': length}
 
 
 def _is_left_over(path: pathlib.Path, name: str) -> bool:
@@ -265,9 +309,9 @@ def read_config(path: pathlib.Path) -> dict[str, Any]:
     ) from error
 
 
-def _may_change(name: str, before: Any, after: Any) -> bool:
+def _may_change(name: str, before: Any) -> bool:
   if name == 'num_outer_steps':
-    return isinstance(before, int) and after > before
+    return isinstance(before, int)  # or it is no run of ours
   return name in schema.CADENCES
 
 

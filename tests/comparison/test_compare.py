@@ -486,9 +486,9 @@ def test_the_workdir_of_another_comparison_is_refused(finished, capsys):
   workdir, _ = finished
   argv = [*TINY, methods('constant'), f'--workdir={workdir}']
   for override, part in [
-    ('--config.seed=1', 'seed=1'),
-    ('--config.problems.digits_mlp.num_steps=40', 'num_steps=40'),
-    ('--config.optimizers.sgd.momentum=0.5', 'momentum=0.5'),
+    ('--config.seed=1', 'seed=0 (here 1)'),
+    ('--config.problems.digits_mlp.num_steps=40', ' (here 40)'),
+    ('--config.optimizers.sgd.momentum=0.5', ' (here 0.5)'),
   ]:
     assert run_here([*argv, override]) == 3
     line = capsys.readouterr().err

@@ -266,7 +266,7 @@ WRONG_LINES = {
   'below, after a space': (['--config.inner.kwargs.momentum', '0.9'], 'inner.kwargs.momentum: not in ', "{'momentum': ...}"),
   'typo below a mapping': (['--config.model.kwargs.init_sed=7'], 'model.kwargs.init_sed: not in ', "{'init_sed': ...}"),
   'below a value': (['--config.model.kwargs.init_seed.x=7'], 'model.kwargs.init_seed.x: not in '),
-  'type below a mapping': (['--config.model.kwargs.init_seed=7.5'], 'model.kwargs.init_seed=7.5: has another type', 'default.py'),
+  'type below a mapping': (['--config.model.kwargs.init_seed=7.5'], 'model.kwargs.init_seed=7.5: has another type than the int 42 in ', 'default.py; change the one there'),
   'key, then its mapping': (['--config.task.kwargs.skip=3', '--config.task.kwargs={}'], 'config.task.kwargs', 'overwrite', 'config.task.kwargs.skip'),
   # Names of fields.
   'typo': (['--config.meta.unrol_length=6'], 'meta.unrol_length: unknown field', 'did you mean meta.unroll_length?'),

@@ -284,7 +284,6 @@ CHANGES = {
   'meta__optimizer': 'sgd',
   'meta__learning_rate': 0.06,
   'threefry_partitionable': False,
-  'num_outer_steps': 19,
   'meta__groups': 'per_leaf',
 }
 NEW = [
@@ -296,6 +295,7 @@ NEW = [
 ]
 ALLOWED = [
   {'num_outer_steps': 21},
+  {'num_outer_steps': 19},
   {'log_every': 1},
   {'eval_every': 1},
   {'checkpoint_every': 1},

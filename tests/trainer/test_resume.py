@@ -1,5 +1,6 @@
 """A run that was stopped and resumed is the run that was not."""
 
+import json
 import shutil
 import time
 
@@ -10,6 +11,7 @@ import tiers
 
 import metalr_flax
 from metalr_flax import errors
+from metalr_flax import interrupts
 
 
 @pytest.fixture(scope='module')
@@ -106,6 +108,26 @@ def test_a_finished_run_says_so_and_changes_nothing(finished, capsys):
   go_on(finished, 20)
   assert 'already finished at outer step 20' in capsys.readouterr().out
   assert {p: p.stat().st_mtime_ns for p in finished.rglob('*')} == before
+
+
+def test_an_extended_run_goes_on_by_its_first_command(finished, capsys):
+  """After an interrupt, and once it is done; a smaller number shortens none."""
+  stop = interrupts.StopRequest()
+  stop.name = 'SIGTERM'
+  with pytest.raises(errors.Interrupted):
+    runs.run_here(finished, stop=stop, num_outer_steps=30, log_every=1)
+  for steps, said in [(20, 'resuming from outer step 20'), (7, 'already')]:
+    capsys.readouterr()
+    go_on(finished, steps)
+    lines = capsys.readouterr().out
+    assert f'num_outer_steps=30, as an earlier command had it in {finished}, ' \
+      f'not {steps}; ' in lines  # fmt: skip
+    assert said in lines
+    assert len(runs.rows(finished)) == 30
+  assert 'already finished at outer step 30' in lines
+  config = json.loads((finished / 'config.json').read_text())
+  results = json.loads((finished / 'results.json').read_text())
+  assert config['num_outer_steps'] == results['outer_step'] == 30
 
 
 def test_missing_results_are_made_up_for(finished):
