@@ -129,6 +129,25 @@ def test_links_and_paths_lead_somewhere(page):
     assert (ROOT / path).exists(), path
 
 
+def anchors(path):
+  """The headings of a page as GitHub's links name them."""
+  text = re.sub(r'^```.*?^```', '', path.read_text(), flags=re.S | re.M)
+  headings = re.findall(r'^#+ (.*)', text, re.M)
+  return {
+    re.sub(r'[^\w\- ]', '', h).replace(' ', '-').lower() for h in headings
+  }
+
+
+@pytest.mark.parametrize('page', PAGES)
+def test_links_into_a_page_lead_to_a_heading(page):
+  path = ROOT / page
+  for file, anchor in re.findall(
+    r'\]\((?!https:)([^)#]*)#([^)]+)', path.read_text()
+  ):
+    target = path.parent / file if file else path
+    assert anchor in anchors(target), f'{file}#{anchor}'
+
+
 @pytest.mark.parametrize('page', PAGES)
 def test_commands_name_programs_that_exist(page):
   text = (ROOT / page).read_text()
