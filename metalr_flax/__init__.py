@@ -34,6 +34,7 @@ _PUBLIC = {
   'label_leaves': 'engine.optimizers',
   'load': 'trainer.loading',
   'load_schedule': 'workdir.schedule',
+  'load_task': 'trainer.loading',
   'make_grouped': 'engine.optimizers',
   'make_injected': 'engine.optimizers',
   'make_loss_fn': 'models.functional',

@@ -37,6 +37,7 @@ DOORS = {
   'clu': {'workdir.events'},
   'tensorboard': {'workdir.events'},
   'matplotlib': {'workdir.drawing'},
+  'pandas': {'tasks.frames'},
   'ml_collections': {'config.flags', 'trainer.loading'},
 }
 FILES = sorted(PACKAGE.rglob('*.py'))

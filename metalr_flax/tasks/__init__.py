@@ -6,6 +6,8 @@ from metalr_flax.tasks.linear_regression import LinearRegression
 from metalr_flax.tasks.quadratic import NoisyQuadratic
 from metalr_flax.tasks.regression import DriftingTarget
 from metalr_flax.tasks.regression import IllConditionedRegression
+from metalr_flax.tasks.table import Table
+from metalr_flax.tasks.task import RefusedError as RefusedError
 from metalr_flax.tasks.task import Task
 from metalr_flax.tasks.text import Text
 
@@ -16,5 +18,6 @@ TASKS: dict[str, type[Task]] = {
   'ill_conditioned_regression': IllConditionedRegression,
   'linear_regression': LinearRegression,
   'noisy_quadratic': NoisyQuadratic,
+  'table': Table,
   'text': Text,
 }

@@ -1,6 +1,8 @@
 """Checks of the arguments of tasks."""
 
 import math
+import numbers
+from typing import Any
 
 from flax import nnx
 import jax
@@ -18,6 +20,14 @@ def check_number(name: str, value: float, low: float) -> None:
   real = isinstance(value, (int, float)) and not isinstance(value, bool)
   if not real or not low <= value < math.inf:
     raise ValueError(f'{name}={value}: must be a finite number >= {low:g}')
+
+
+def check_share(name: str, value: Any) -> None:
+  """Refuses a fixed share outside [0, 1); a learned one is an array."""
+  if value is None or isinstance(value, jax.Array):
+    return
+  if not isinstance(value, numbers.Real) or not 0 <= float(value) < 1:
+    raise ValueError(f'{name}: must be a number >= 0 and < 1, not {value!r}')
 
 
 def check_fractions(meta_fraction: float, test_fraction: float) -> None:

@@ -14,6 +14,14 @@ import jax
 PyTree = Any
 
 
+class RefusedError(ValueError):
+  """A task's arguments, its data or the model do not do.
+
+  Its text is the rest of the error line: `<field>=<value>: <rule>; <remedy>`.
+  A ValueError of a task means the same of `task.kwargs` as a whole.
+  """
+
+
 class Task(abc.ABC):
   """Data and loss of a training problem.
 

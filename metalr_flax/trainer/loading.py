@@ -1,4 +1,4 @@
-"""Loads a run from its workdir: its model, its config and its schedule."""
+"""Loads a run from its workdir: model, config and schedule, or its task."""
 
 import pathlib
 from typing import Any
@@ -8,6 +8,7 @@ from ml_collections import config_dict
 import optax
 
 from metalr_flax import errors
+from metalr_flax import tasks
 from metalr_flax.config import check
 from metalr_flax.engine import bijections
 from metalr_flax.trainer import build
@@ -59,6 +60,33 @@ def load(
     config_dict.ConfigDict(config),
     _learning_rate(path, config, experiment, found),
   )
+
+
+def load_task(workdir: str | pathlib.Path) -> tasks.Task:
+  """Loads the task that a workdir's run was trained on.
+
+    task = metalr_flax.load_task('checkpoints/table')
+    predictions = task.decode(model(task.encode(new_rows)))
+
+  The task reads its data again, so these must be where the run had them, and
+  as they were: medians, means and classes are those of the train part.
+
+  Args:
+    workdir: the folder of a run.
+
+  Returns:
+    The task that the run's config names. `table`, `images` and `text` have
+    `encode`, from new data to a model's inputs, and `decode`, from its outputs
+    to classes, numbers or text.
+
+  Raises:
+    WorkdirError: where the folder is no workdir.
+    ConfigError: where the class or the data that its config names are gone.
+    StorageError: where the storage cannot be read.
+  """
+  config = _config(pathlib.Path(workdir))
+  with build.randomness(config):
+    return build.build_task(config['task'])
 
 
 def _config(path: pathlib.Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 import optax
 
 from metalr_flax import errors
+from metalr_flax import tasks
 
 
 def find_class(field: str, name: str, known: Mapping[str, type]) -> type:
@@ -53,6 +54,8 @@ def construct(field: str, cls: type, arguments: dict[str, Any]) -> Any:
   try:
     with errors.exits_refused(f'{field}: {cls.__name__}'):
       return cls(**arguments)
+  except tasks.RefusedError as error:  # says itself which field
+    raise errors.ConfigError(str(error)) from error
   except refusals as error:
     raise errors.ConfigError(
       f'{field}: {cls.__name__} refuses its arguments '

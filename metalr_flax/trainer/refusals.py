@@ -5,6 +5,7 @@ import contextlib
 from typing import Any
 
 from metalr_flax import errors
+from metalr_flax import tasks
 from metalr_flax.engine import agreement
 from metalr_flax.engine import forward
 from metalr_flax.engine import losses
@@ -67,10 +68,15 @@ def fitting(
     raise errors.ConfigError(
       f'task.name={task}: {str(error).partition(": ")[2]}'
     ) from error
+  except tasks.RefusedError as error:  # says itself which field
+    raise errors.ConfigError(str(error)) from error
   except (TypeError, ValueError, AssertionError, IndexError) as error:
     if ':' in model or ':' in task:
       raise
     reason = errors.text_of(error).partition('\n')[0][:200]
+    # What `tasks` says of the inputs that a model was given.
+    notes = [n for n in getattr(error, '__notes__', []) if '\n' not in n]
+    reason = '; '.join([reason, *notes[:1]])
     if reason.partition(':')[0] in of_loss:
       raise errors.ConfigError(
         f'task.loss_kwargs.{reason}; change it'

@@ -82,7 +82,7 @@ def test_a_rest_too_small_for_a_batch_is_dropped():
 
 
 def test_a_batch_larger_than_its_part_is_refused():
-  with pytest.raises(ValueError, match='batch_size 2000'):
+  with pytest.raises(ValueError, match='batch_size=2000: must be at most 1167'):
     tasks.Digits(batch_size=2000)
 
 

@@ -281,9 +281,9 @@ def test_breast_cancer_is_split_and_standardised():
 INTEGER, NUMBER = 'must be an integer >= ', 'must be a finite number >= '
 REFUSED = {
   'breast_cancer': [
-    ({'batch_size': 500}, 'batch_size 500 > 369 examples'),
-    ({'batch_size': 0}, f'batch_size=0: {INTEGER}1'),
-    ({'meta_batch_size': 200}, 'meta_batch_size 200 > 86 examples'),
+    ({'batch_size': 500}, 'task.batch_size=500: must be at most 369'),
+    ({'batch_size': 0}, f'task.batch_size=0: {INTEGER}1'),
+    ({'meta_batch_size': 200}, 'meta_batch_size=200: must be at most 86'),
     ({'meta_fraction': 0.9}, 'meta_fraction=0.9, test_fraction=0.2: must be'),
   ],
   'digits': [({'test_fraction': 1}, 'test_fraction=1: must be > 0')],
