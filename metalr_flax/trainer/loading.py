@@ -65,8 +65,10 @@ def load(
 def load_task(workdir: str | pathlib.Path) -> tasks.Task:
   """Loads the task that a workdir's run was trained on.
 
-    task = metalr_flax.load_task('checkpoints/table')
-    predictions = task.decode(model(task.encode(new_rows)))
+  ```python
+  task = metalr_flax.load_task('checkpoints/table')
+  predictions = task.decode(model(task.encode(new_rows)))
+  ```
 
   The task reads its data again, so these must be where the run had them, and
   as they were: medians, means and classes are those of the train part.
