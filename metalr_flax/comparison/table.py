@@ -69,6 +69,13 @@ UNSEEN = Words(
 )
 
 
+AGAINST = (
+  f'Geometric mean of its ratio over all starts, each cut to '
+  f'[1/{standings_lib.CAP:g}, {standings_lib.CAP:g}]; below 1 self_tuning is '
+  f'better:'
+)
+
+
 def make_csv(finished: Iterable[outcomes.Outcome]) -> str:
   """A row for each run, floats written so that they read back exactly."""
   file, finished = io.StringIO(), list(finished)
@@ -111,7 +118,7 @@ def _unseen_values(outcome: outcomes.Outcome, i: int, s: int) -> list[Any]:
 def make_table(standings: standings_lib.Standings) -> str:
   """The comparison in Markdown."""
   parts = [
-    f'# {_words(standings).title}',
+    f'# {words_of(standings).title}',
     _pairs(standings),
     _overall(standings),
     _ranking(standings),
@@ -119,44 +126,50 @@ def make_table(standings: standings_lib.Standings) -> str:
   return '\n\n'.join(part for part in parts if part) + '\n'
 
 
-def _words(standings: standings_lib.Standings) -> Words:
+def words_of(standings: standings_lib.Standings) -> Words:
+  """The words for what these are of."""
   return UNSEEN if standings.unseen else TRAINING
 
 
 def _pairs(standings: standings_lib.Standings) -> str:
   grids = methods_lib.of_kind(methods_lib.Kind.GRID)
   starts = methods_lib.of_kind(methods_lib.Kind.STARTS)
-  words = _words(standings)
-  titles = [
-    'problem',
-    'optimizer',
-    *(f'{words.best} {grid}' for grid in grids),
-    *starts,
-  ]
-  titles[2] += f': {words.chosen}'
-  titles[2 + len(grids)] += ': worst / median / best'
+  titles = pair_titles(standings)
   lines = [f'| {" | ".join(titles)} |', '|---' * len(titles) + '|']
   for pair in standings.pairs:
     values = [
       *pair,
-      *(_best(standings.best(*pair, grid)) for grid in grids),
-      *(_spread(standings.ratios(*pair, start)) for start in starts),
+      *(best_text(standings.best(*pair, grid)) for grid in grids),
+      *(spread_text(standings.ratios(*pair, start)) for start in starts),
     ]
     lines.append(f'| {" | ".join(values)} |')
-  if standings.unseen:
-    notes = _unseen_notes(standings, starts)
-  else:
-    notes = (
-      f'{words.final} The columns {" and ".join(starts)} are ratios to the '
+  return '\n'.join([*lines, '', notes_of(standings)])
+
+
+def pair_titles(standings: standings_lib.Standings) -> list[str]:
+  """The heads of the table of problems with their optimizers."""
+  words = words_of(standings)
+  grids = methods_lib.of_kind(methods_lib.Kind.GRID)
+  titles = [
+    'problem',
+    'optimizer',
+    *(f'{words.best} {grid}' for grid in grids),
+    *methods_lib.of_kind(methods_lib.Kind.STARTS),
+  ]
+  titles[2] += f': {words.chosen}'
+  titles[2 + len(grids)] += ': worst / median / best'
+  return titles
+
+
+def notes_of(standings: standings_lib.Standings) -> str:
+  """What the numbers of that table are."""
+  starts = methods_lib.of_kind(methods_lib.Kind.STARTS)
+  if not standings.unseen:
+    return (
+      f'{TRAINING.final} The columns {" and ".join(starts)} are ratios to the '
       f'best constant final over all initial rates; inf: a seed diverged. `*`: '
       f'the best rate is at the edge of the grid.'
     )
-  return '\n'.join([*lines, '', notes])
-
-
-def _unseen_notes(
-  standings: standings_lib.Standings, starts: tuple[str, ...]
-) -> str:
   labels = dict.fromkeys(map(standings.loss_label, standings.problems))
   return (
     f'{UNSEEN.final.format(" or ".join(labels))} The columns '
@@ -176,7 +189,7 @@ def _overall(standings: standings_lib.Standings) -> str:
   share = standings_lib.share_won(ratios)
   if share is not None:
     lines += [
-      f'- level with {_words(standings).baseline} or better (ratio <= '
+      f'- level with {words_of(standings).baseline} or better (ratio <= '
       f'{standings_lib.TIE}): {share:.0%} of {len(ratios)} (problem, '
       f'optimizer, start)',
       f'- from every start: {sum(won)} of {len(won)} (problem, optimizer). The '
@@ -191,13 +204,11 @@ def _overall(standings: standings_lib.Standings) -> str:
   if found:
     lines += [
       '',
-      f'Geometric mean of its ratio over all starts, each cut to '
-      f'[1/{standings_lib.CAP:g}, {standings_lib.CAP:g}]; below 1 self_tuning '
-      f'is better:',
+      AGAINST,
       '',
       '| against | ratio |',
       '|---|---|',
-      *(f'| {_whom(standings, name)} | {v:.3g} |' for name, v in found.items()),
+      *(f'| {whom(standings, name)} | {v:.3g} |' for name, v in found.items()),
     ]
   return '\n'.join(lines) if len(lines) > 2 else ''
 
@@ -206,13 +217,10 @@ def _ranking(standings: standings_lib.Standings) -> str:
   rows = standings.ranking()
   if not rows:
     return ''
-  words = _words(standings)
   lines = [
     '## Ranking',
     '',
-    f'{words.over.format(standings.reference)}: geometric mean '
-    f'over the problems, cut as above. Cost: gradient evaluations an update, '
-    f"of a {words.setting} the whole grid's.",
+    ranking_notes(standings),
     '',
     '| method | geometric mean | worst | problems | cost |',
     '|---|---|---|---|---|',
@@ -225,17 +233,28 @@ def _ranking(standings: standings_lib.Standings) -> str:
   return '\n'.join(lines)
 
 
-def _whom(standings: standings_lib.Standings, method: str) -> str:
+def ranking_notes(standings: standings_lib.Standings) -> str:
+  """What the numbers of the ranking are."""
+  words = words_of(standings)
+  return (
+    f'{words.over.format(standings.reference)}: geometric mean '
+    f'over the problems, cut as above. Cost: gradient evaluations an update, '
+    f"of a {words.setting} the whole grid's."
+  )
+
+
+def whom(standings: standings_lib.Standings, method: str) -> str:
   """How the table calls the method that `self_tuning` is compared with."""
   return {
-    methods_lib.Kind.GRID: f'{_words(standings).best} {method}',
+    methods_lib.Kind.GRID: f'{words_of(standings).best} {method}',
     methods_lib.Kind.STARTS: f'{method} from the same start',
     methods_lib.Kind.WRAPPER: f'{method} of the same optimizer',
     methods_lib.Kind.WHOLE: f'{method} (by self_tuning {standings.reference})',
   }[methods_lib.METHODS[method].kind]
 
 
-def _best(best: standings_lib.Best | None) -> str:
+def best_text(best: standings_lib.Best | None) -> str:
+  """A grid's chosen setting and its score, with a `*` at the grid's edge."""
   if best is None:
     return '-'
   if math.isinf(best.score):
@@ -248,7 +267,8 @@ def _best(best: standings_lib.Best | None) -> str:
   return f'{best.learning_rate:g}{decay}{edge}: {score}'
 
 
-def _spread(ratios: list[float]) -> str:
+def spread_text(ratios: list[float]) -> str:
+  """The worst, the median and the best of ratios."""
   if not ratios:
     return '-'
   middle = standings_lib.median(ratios)
