@@ -7,7 +7,7 @@
 Each finished cell (a problem, an optimizer and a method, all rates and seeds)
 is written to <workdir>/cells/; the same command goes on where it stopped, and
 `only` and `methods` may change. The results are comparison.csv, summary.json,
-table.md and plots/, over all cells finished so far.
+table.md, plots/ and report.html, over all cells finished so far.
 
 A problem is compared by its training objective, or, with `objective='unseen'`,
 by the loss on unseen data, as in configs/compare_unseen.py: every run is
@@ -55,7 +55,12 @@ def _compare(argv: Sequence[str], stop: interrupts.StopRequest) -> None:
   from metalr_flax.comparison import run  # imports JAX: only when all is fine
 
   with errors.exits_refused('problems'):
-    run.compare(arguments.config, arguments.workdir, stop=stop)
+    run.compare(
+      arguments.config,
+      arguments.workdir,
+      command=arguments.command,
+      stop=stop,
+    )
 
 
 if __name__ == '__main__':

@@ -5,7 +5,6 @@ Each is a grid of panels: a row for each problem, a column for each optimizer.
 
 from collections.abc import Callable
 import functools
-import io
 import pathlib
 from typing import Any, NamedTuple
 
@@ -17,6 +16,7 @@ from metalr_flax.comparison import outcomes
 from metalr_flax.comparison import standings as standings_lib
 from metalr_flax.workdir import drawing
 from metalr_flax.workdir import files
+from metalr_flax.workdir import inline_svg
 
 _TINY = 1e-12  # where a logarithmic axis ends
 DrawPanel = Callable[[drawing.Axes, standings_lib.Standings, str, str], None]
@@ -40,21 +40,30 @@ class Picture(NamedTuple):
   y_label: str
 
 
-def plot_all(folder: pathlib.Path, standings: standings_lib.Standings) -> None:
+def plot_all(
+  folder: pathlib.Path, standings: standings_lib.Standings
+) -> dict[str, str]:
   """Draws every picture there are cells for.
 
   Args:
     folder: where the PNG files go.
     standings: all finished cells.
+
+  Returns:
+    By title the same pictures for a page, as `inline_svg.draw` returns them.
   """
-  if standings.pairs:
-    for picture in UNSEEN_PICTURES if standings.unseen else PICTURES:
-      _plot(folder / f'{picture.file}.png', standings, picture)
+  if not standings.pairs:
+    return {}
+  pictures = UNSEEN_PICTURES if standings.unseen else PICTURES
+  return {
+    picture.title: _plot(folder / f'{picture.file}.png', standings, picture)
+    for picture in pictures
+  }
 
 
 def _plot(
   path: pathlib.Path, standings: standings_lib.Standings, picture: Picture
-) -> None:
+) -> str:
   problems = list(dict.fromkeys(p for p, _ in standings.pairs))
   optimizers = list(dict.fromkeys(o for _, o in standings.pairs))
   rows, columns = len(problems), len(optimizers)
@@ -63,7 +72,6 @@ def _plot(
     dpi=100,
     layout='constrained',
   )
-  canvas = drawing.FigureCanvasAgg(fig)
   panels = fig.subplots(rows, columns, squeeze=False, sharex='row')
   fig.suptitle(picture.title, fontsize=11, wrap=True)
   handles: dict[str, drawing.Artist] = {}
@@ -91,9 +99,9 @@ def _plot(
       ncols=min(7, len(handles)),
       fontsize=8,
     )
-  png = io.BytesIO()
-  canvas.print_png(png)
-  files.write_bytes(path, png.getvalue())
+  files.write_bytes(path, drawing.to_png(drawing.pixels_of(fig)))
+  fig.suptitle('')  # the page says it
+  return inline_svg.draw(fig, picture.title)
 
 
 def _y_label(

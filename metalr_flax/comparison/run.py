@@ -19,6 +19,7 @@ from metalr_flax.comparison import outcomes
 from metalr_flax.comparison import plots
 from metalr_flax.comparison import race
 from metalr_flax.comparison import standings as standings_lib
+from metalr_flax.comparison import standings_page
 from metalr_flax.comparison import table as table_lib
 from metalr_flax.comparison import unseen as unseen_lib
 from metalr_flax.comparison import workdir as workdir_lib
@@ -30,13 +31,18 @@ Config = Mapping[str, Any]
 
 
 def compare(
-  config: Config, workdir: pathlib.Path, *, stop: interrupts.StopRequest
+  config: Config,
+  workdir: pathlib.Path,
+  *,
+  command: str,
+  stop: interrupts.StopRequest,
 ) -> None:
   """Trains the selected cells that are not finished, and writes the results.
 
   Args:
     config: resolved, as `comparison.config.resolve` returns it.
     workdir: where everything is written.
+    command: the command without its workdir, for the report.
     stop: true once a signal asked to stop.
 
   Raises:
@@ -58,7 +64,7 @@ def compare(
       with folder.locked(workdir):
         workdir_lib.write_config(workdir, config)
         _train_cells(config, workdir, waiting, arenas, len(found), stop)
-        _write_results(config, workdir)
+        _write_results(config, workdir, command)
 
 
 def _train_cells(
@@ -183,7 +189,7 @@ def _make_held_out(
   )
 
 
-def _write_results(config: Config, workdir: pathlib.Path) -> None:
+def _write_results(config: Config, workdir: pathlib.Path, command: str) -> None:
   """Writes the results of all finished cells, those of earlier commands too."""
   everything = cells.list_cells(config, selected=False)
   found = workdir_lib.read_cells(workdir, everything)
@@ -196,8 +202,18 @@ def _write_results(config: Config, workdir: pathlib.Path) -> None:
   files.write_json(
     workdir / workdir_lib.SUMMARY, standings_lib.summarize_all(standings)
   )
-  for of_one in standings:
-    plots.plot_all(workdir / workdir_lib.PLOTS, of_one)
+  pictures = [
+    plots.plot_all(workdir / workdir_lib.PLOTS, of_one) for of_one in standings
+  ]
+  standings_page.write(
+    workdir,
+    config,
+    command,
+    list(zip(standings, pictures, strict=True)),
+    f'{len(found)} of {len(everything)} cells are finished',
+  )
   console.say('')
   console.say(table)
-  console.say(f'results: {workdir}')
+  console.say(
+    f'results: {workdir}; look at them: {workdir / folder.REPORT} in a browser'
+  )

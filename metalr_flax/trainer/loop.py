@@ -109,7 +109,9 @@ def _run_locked(
     save = _Saver(checkpoints, recorder, newest)
     state = _loop(run, state, recorder, save)
     lock.check()
-    recorder.finish(run.experiment.evaluate(state.params, state.model_state))
+    recorder.finish(
+      run.experiment.evaluate(state.params, state.model_state), run.command
+    )
 
 
 def _with_length(run: Run) -> Run:

@@ -21,6 +21,7 @@ from metalr_flax.engine import bijections
 from metalr_flax.engine import outer
 from metalr_flax.engine import records
 from metalr_flax.trainer import build
+from metalr_flax.trainer import run_page
 from metalr_flax.workdir import events
 from metalr_flax.workdir import folder
 from metalr_flax.workdir import metrics_csv
@@ -180,11 +181,16 @@ class Recorder:
       'event_sizes': events.event_sizes(self._workdir),
     }
 
-  def finish(self, evaluation: records.Metrics) -> None:
-    """Writes the results, the schedule and the plot, and says where."""
+  def finish(self, evaluation: records.Metrics, command: str) -> None:
+    """Writes the results, the schedule, the plot and the page; says where.
+
+    Args:
+      evaluation: of the final state.
+      command: the run's command without its workdir.
+    """
     self._metrics.flush()
     values = {f'eval/{n}': float(v) for n, v in evaluation.items()}
-    columns, picture = report.write_learned(
+    found = report.write_learned(
       self._workdir,
       self._config,
       self._experiment.initial,
@@ -192,11 +198,15 @@ class Recorder:
       loss_label=self._experiment.loss_label,
       known_answers=self._experiment.known_answers,
     )
+    results = report.make_results(found.columns, values)
     step = self._config['num_outer_steps']
-    self._writer.write_images(step, {'plots/learning_rate': picture})
+    self._writer.write_images(
+      step, {'plots/learning_rate': found.picture.pixels}
+    )
     self._writer.flush()
+    run_page.write(self._workdir, self._config, command, found, results)
     # Last: with its results a run counts as finished.
-    results = report.write_results(self._workdir, columns, values)
+    report.write_results(self._workdir, results)
     learned = {k: v for k, v in results.items() if k in self._learned}
     measured = {k: v for k, v in results.items() if k not in learned}
     console.say(f'done: {_shown(measured)}')
@@ -206,7 +216,8 @@ class Recorder:
     console.say(
       f'everything is in {self._workdir}: {folder.METRICS}, '
       f'{folder.RESULTS}, {folder.SCHEDULE}, {folder.PLOT}\n'
-      f'look at it: {_tensorboard()} --logdir={shlex.quote(str(logdir))} '
+      f'look at it: {self._workdir / folder.REPORT} in a browser, or '
+      f'{_tensorboard()} --logdir={shlex.quote(str(logdir))} '
       f'--host=localhost'
     )
 

@@ -5,6 +5,7 @@ import hashlib
 from importlib import metadata
 import pathlib
 import platform
+import sys
 from typing import Any
 
 from absl import logging
@@ -84,6 +85,17 @@ def environment() -> dict[str, str]:
     'machine': platform.machine(),
     'device': f'{device.platform} {device.device_kind}',
     'devices': str(jax.device_count()),
+  }
+
+
+def versions() -> dict[str, str]:
+  """What a run was made with, for its reader."""
+  package = sys.modules[__name__.partition('.')[0]]
+  return {
+    package.__name__: package.__version__,
+    'python': platform.python_version(),
+    'orbax-checkpoint': metadata.version('orbax-checkpoint'),
+    **environment(),
   }
 
 

@@ -28,6 +28,7 @@ RESULTS = 'results.json'
 SCHEDULE = 'schedule.json'
 STATE = 'state'
 PLOT = 'plots/learning_rate.png'
+REPORT = 'report.html'
 UNFINISHED = re.compile(r'\.\d+\.(saving|old)')  # in STATE: half a checkpoint
 _PROBE = '.probe'
 _ABSENT = object()
@@ -228,7 +229,7 @@ def check_config(
   if differences:
     raise errors.WorkdirError(
       f'workdir={path}: holds a run with {_shown(differences)}; run it '
-      f'elsewhere: {command} --workdir={shlex.quote(str(_free_name(path)))}'
+      f'elsewhere: {command} --workdir={shlex.quote(str(free_name(path)))}'
     )
 
 
@@ -315,7 +316,8 @@ def _may_change(name: str, before: Any) -> bool:
   return name in schema.CADENCES
 
 
-def _free_name(path: pathlib.Path) -> pathlib.Path:
+def free_name(path: pathlib.Path) -> pathlib.Path:
+  """A name like a workdir's that nothing has yet."""
   path, number = path if path.name else path.resolve(), 2
   while (free := pathlib.Path(f'{path}-{number}')).exists():
     number += 1

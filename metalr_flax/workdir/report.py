@@ -1,9 +1,9 @@
-"""Writes the files of a run's end: results, schedule and plot."""
+"""Writes the files of a run's end: schedule and plot, and the results."""
 
 from collections.abc import Mapping
 import math
 import pathlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,6 +22,20 @@ _SPELLING = {
 }  # fmt: skip
 
 
+class Learned(NamedTuple):
+  """What a run learned, as its files show it.
+
+  Attributes:
+    columns: of `metrics.csv`.
+    schedules: content of `schedule.json`.
+    picture: of them.
+  """
+
+  columns: Mapping[str, np.ndarray]
+  schedules: schedule.Schedules
+  picture: plots.Picture
+
+
 def write_learned(
   workdir: pathlib.Path,
   config: Mapping[str, Any],
@@ -30,7 +44,7 @@ def write_learned(
   *,
   loss_label: str,
   known_answers: Mapping[str, float],
-) -> tuple[Mapping[str, np.ndarray], np.ndarray]:
+) -> Learned:
   """Writes `schedule.json` and the plot.
 
   Args:
@@ -43,7 +57,7 @@ def write_learned(
     known_answers: lines in the plot, as the task gives them.
 
   Returns:
-    The columns of `metrics.csv` and the picture, uint8 [height, width, 4].
+    What it made them of, and the picture.
   """
   columns = metrics_csv.read(workdir / folder.METRICS)
   schedules = schedule.make_schedules(
@@ -60,29 +74,27 @@ def write_learned(
     loss_label=loss_label,
     known_answers=known_answers,
   )
-  return columns, picture
+  return Learned(columns, schedules, picture)
 
 
-def write_results(
-  workdir: pathlib.Path,
+def make_results(
   columns: Mapping[str, np.ndarray],
   evaluation: Mapping[str, float],
 ) -> dict[str, Any]:
-  """Writes `results.json`.
+  """The content of `results.json`: the last row and the final evaluation.
 
   Args:
-    workdir: the run's folder.
     columns: of `metrics.csv`.
     evaluation: final `eval/*` values.
-
-  Returns:
-    Its content.
   """
   results: dict[str, Any] = {**_last_row(columns), **evaluation}
   # JSON has no NaN.
-  results = {k: v if math.isfinite(v) else None for k, v in results.items()}
+  return {k: v if math.isfinite(v) else None for k, v in results.items()}
+
+
+def write_results(workdir: pathlib.Path, results: Mapping[str, Any]) -> None:
+  """Writes `results.json`: with it a run counts as finished."""
   files.write_json(workdir / folder.RESULTS, results)
-  return results
 
 
 def _last_row(columns: Mapping[str, np.ndarray]) -> dict[str, float]:

@@ -15,6 +15,7 @@ from flax import nnx
 import jax
 import numpy as np
 import optax
+import pages
 import pytest
 import runs
 
@@ -163,6 +164,47 @@ def test_pictures_are_there(finished):
     assert content.startswith(b'\x89PNG')
 
 
+def test_the_page_has_the_tables_the_pictures_and_the_command(finished):
+  workdir, stdout = finished
+  assert f'{workdir}/report.html in a browser' in stdout
+  found = pages.parse(workdir / 'report.html')
+  summary = json.loads((workdir / 'summary.json').read_text())
+  head, *rows = found.tables['pairs']
+  assert [row[:2] for row in rows] == [
+    [pair['problem'], pair['optimizer']] for pair in summary['pairs']
+  ]
+  for pair, row in zip(summary['pairs'], rows, strict=True):
+    best = pair['constant']
+    cell = dict(zip(head, row, strict=True))['best constant: rate, final']
+    assert f'{best["learning_rate"]:g}' in cell
+    assert f'{best["score"]:.4g}' in cell
+  ranking = [row[0] for row in found.tables['ranking'][1:]]
+  assert ranking == [row['method'] for row in summary['ranking']]
+  assert found.tags['svg'] == 4
+  assert found.text.count('inner updates') >= 4  # letters of the pictures
+  assert '--config.num_seeds=2' in found.text
+  assert f'--workdir={workdir}-2' in found.text
+  assert f'{CELLS} of ' in found.text
+
+
+@pytest.mark.thorough
+@pages.needs_chromium
+def test_the_page_in_a_browser(finished):
+  path = finished[0] / 'report.html'
+  found, beyond = pages.after(path, anchor='#sort=ranking.0')
+  assert beyond <= 0
+  names = [row[0] for row in found.tables['ranking'][1:]]
+  assert names == sorted(names)
+  before = pages.parse(path).tables['ranking'][1:]
+  assert names != [row[0] for row in before]
+  light = pages.look(path, dark=False, width=1000, height=2400)
+  dark = pages.look(path, dark=True, width=1000, height=2400)
+  assert np.mean(light.pixels) > 200
+  assert np.mean(dark.pixels) < 60
+  for seen, name in ((light, 'self_tuning'), (dark, 'self_tuning')):
+    assert seen.near((255, 127, 14), 60) > 300, name
+
+
 @pytest.mark.parametrize(
   'backend', ['module://matplotlib_inline.backend_inline', 'pdf', '']
 )
@@ -197,7 +239,7 @@ def test_again_it_trains_nothing_and_writes_the_same(
     raise AssertionError('a finished cell is trained again')
 
   monkeypatch.setattr(race, 'train_runs', never)
-  monkeypatch.setattr(plots, 'plot_all', lambda *args: None)
+  monkeypatch.setattr(plots, 'plot_all', lambda *args: {})
   argv = [*TINY, methods(*METHODS), f'--workdir={workdir}']
   assert run_here(argv) == 0
   # Fewer methods: what is finished stays in the results.

@@ -78,7 +78,7 @@ def test_rows_and_events_are_on_the_disk_before_the_checkpoint(operations):
 
 
 @pytest.mark.parametrize(
-  'name', ['config.json', 'results.json', 'schedule.json']
+  'name', ['config.json', 'report.html', 'results.json', 'schedule.json']
 )
 def test_whole_files_are_replaced_at_once(operations, name):
   (written,) = _places(operations, 'write', rf'\.{re.escape(name)}\.tmp')
@@ -86,3 +86,11 @@ def test_whole_files_are_replaced_at_once(operations, name):
   (renamed,) = _places(operations, 'rename', re.escape(name))
   assert written < synced < renamed
   assert not _places(operations, 'write', re.escape(name))
+
+
+def test_results_are_the_last_file(operations):
+  """With them a run counts as finished: all else is there by then."""
+  (results,) = _places(operations, 'rename', 'results.json')
+  for name in ('report.html', 'schedule.json', 'plots/learning_rate.png'):
+    (written,) = _places(operations, 'rename', re.escape(name))
+    assert written < results, name

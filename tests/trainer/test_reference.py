@@ -178,5 +178,6 @@ def test_plot_is_a_picture(reference):
   from PIL import Image
 
   picture = Image.open(reference / 'plots/learning_rate.png')
-  assert picture.size == (960, 720)
+  assert picture.size[0] == 960
+  assert picture.size[1] >= 720
   assert len(picture.convert('RGB').getcolors(10**6)) > 50
