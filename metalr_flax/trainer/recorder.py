@@ -200,6 +200,7 @@ class Recorder:
     )
     results = report.make_results(found.columns, values)
     step = self._config['num_outer_steps']
+    self._writer.write_scalars(step, _finals(results))
     self._writer.write_images(
       step, {'plots/learning_rate': found.picture.pixels}
     )
@@ -291,6 +292,19 @@ def _metric_keys(
   )
   blank = {'meta/loss', 'meta/grad_norm'}  # columns of every estimator
   return [*({*metrics} | blank), *(f'eval/{name}' for name in evaluation), RATE]
+
+
+def _finals(results: Mapping[str, Any]) -> dict[str, float]:
+  """What was learned and what it gave, for the table of hyperparameters.
+
+  It shows a run's config with the last points of its metrics: those that a
+  cadence wrote are of another step.
+  """
+  return {
+    f'final/{key}': math.nan if value is None else value
+    for key, value in results.items()
+    if key.startswith(('hyperparams/', 'eval/'))
+  }
 
 
 def _shown(values: Mapping[str, Any]) -> str:

@@ -138,6 +138,16 @@ def _expected(workdir):
   return points
 
 
+def _finals(workdir):
+  """The learned values and the evaluation at the run's end, its one point."""
+  results = json.loads((workdir / 'results.json').read_text())
+  return {
+    f'final/{key}': [(200, np.float32(value))]
+    for key, value in results.items()
+    if key.startswith(('hyperparams/', 'eval/'))
+  }
+
+
 def _points(served):
   return [(int(step), np.float32(value)) for _, step, value in served]
 
@@ -150,7 +160,7 @@ def test_the_run_is_as_long_as_it_should_be(workdir):
 
 
 def test_every_metric_is_served_with_the_values_of_the_csv_file(board):
-  expected = _expected(board.workdir)
+  expected = _expected(board.workdir) | _finals(board.workdir)
   served = board.get('scalars/tags')
   assert served.keys() == {RUN}
   assert served[RUN].keys() == expected.keys()
@@ -226,8 +236,14 @@ def test_hyperparameters_and_metrics_are_served_side_by_side(board):
     m['name']['tag']: (m['trainingStep'], np.float32(m['value']))
     for m in group['metricValues']
   }
-  expected = _expected(board.workdir)
+  expected = _expected(board.workdir) | _finals(board.workdir)
   assert metrics == {tag: points[-1] for tag, points in expected.items()}
+  # Beside the config's first rate stands the one that was learned.
+  learned = metrics_csv.read(board.workdir / 'metrics.csv')
+  assert metrics['final/hyperparams/learning_rate'] == (
+    200, np.float32(learned['hyperparams/learning_rate'][-1])
+  )  # fmt: skip
+  assert metrics['final/eval/loss'] != metrics['eval/loss']
 
 
 @pytest.mark.parametrize('when', ['before', 'after'])
@@ -244,6 +260,7 @@ def test_no_reader_of_the_event_files_has_a_point_twice(watched, when):
   }
   assert steps == {
     **{tag: [s for s, _ in rows] for tag, rows in _expected(workdir).items()},
+    **{tag: [200] for tag in _finals(workdir)},
     'config': [0, 100],
     '_hparams_/session_start_info': [0],
     PLOT: [200],
