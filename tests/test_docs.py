@@ -175,6 +175,14 @@ def test_the_reference_has_every_public_name():
   assert sorted({*found} - {'errors'}) == metalr_flax.__all__
 
 
+def test_the_site_shows_every_page_once():
+  nav = (ROOT / 'mkdocs.yml').read_text().partition('\nnav:\n')[2]
+  shown = re.findall(r': (\S+\.md)$', nav, re.M)
+  pages = {page.removeprefix('docs/') for page in PAGES if page != 'README.md'}
+  assert pages <= {*shown}, 'name it below nav: of mkdocs.yml'
+  assert len({*shown}) == len(shown)
+
+
 def test_readme_can_be_read_in_one_go():
   assert len((ROOT / 'README.md').read_text().splitlines()) <= 100
 
