@@ -34,6 +34,7 @@ def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
   schema.complete(plain)
   _check_fields(dict(flatten_fields(plain)), schema.FIELDS)
   _check_schedule(plain['inner'])
+  _check_stopping(plain)
   _check_learned(plain['inner'], plain['task'], plain['meta'])
   _check_estimator(plain['meta'])
   return plain
@@ -141,6 +142,17 @@ def _check_schedule(inner: Mapping[str, Any]) -> None:
       inner['schedule_kwargs'],
       'needs a schedule',
       'set --config.inner.schedule=warmup_cosine_decay_schedule or another',
+    )
+
+
+def _check_stopping(plain: Mapping[str, Any]) -> None:
+  """Refuses to wait for something better of nothing."""
+  if plain['patience'] and not plain['best_metric']:
+    raise errors.ConfigError.of(
+      'patience',
+      plain['patience'],
+      'must be 0 without a best_metric',
+      'set --config.best_metric=eval/loss',
     )
 
 

@@ -107,6 +107,12 @@ POSITIVE_SHARE = _number(0, 1, open_end=True)
 MAPPING = Rule('must be a mapping', lambda v: isinstance(v, dict))
 TEXT = Rule('must be a string', lambda v: isinstance(v, str))
 FLAG = Rule('must be True or False', lambda v: isinstance(v, bool))
+METRIC = Rule(
+  "must be '' or an evaluation's value such as eval/loss or max:eval/score",
+  lambda v: (
+    isinstance(v, str) and bool(re.fullmatch(r'((min:|max:)?eval/.+)?', v))
+  ),
+)
 OPTIMIZER = name_or_class(OPTIMIZERS, 'optax optimizer')
 SCHEDULE = Rule(
   "must be '', a known optax schedule or package.module:function",

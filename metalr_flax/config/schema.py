@@ -16,6 +16,8 @@ _MAX_DEPTH = 50
 CADENCES = ('log_every', 'eval_every', 'checkpoint_every')
 # `log_every` ends no chunk: the metrics of all its steps are fetched anyway.
 CHUNK_ENDS = ('eval_every', 'checkpoint_every')
+# What a run may change when it is resumed, beside a larger `num_outer_steps`.
+MAY_CHANGE = (*CADENCES, 'patience')
 
 
 class Field(NamedTuple):
@@ -46,6 +48,16 @@ FIELDS: dict[str, Field] = {
   ),
   'checkpoint_every': Field(
     rules.POSITIVE_INTEGER, 'outer steps between checkpoints', 200
+  ),
+  'best_metric': Field(
+    rules.METRIC,
+    "whose best checkpoint is kept beside the newest; '': none",
+    '',
+  ),
+  'patience': Field(
+    rules.INTEGER,
+    'evaluations without a better best_metric that end the run; 0: never',
+    0,
   ),
   'threefry_partitionable': Field(
     rules.FLAG, "JAX's flag of that name, which decides random numbers", True

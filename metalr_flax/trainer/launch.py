@@ -18,6 +18,7 @@ from metalr_flax import interrupts
 from metalr_flax.config import schema
 from metalr_flax.engine import outer
 from metalr_flax.engine import records
+from metalr_flax.trainer import best
 from metalr_flax.trainer import build
 from metalr_flax.trainer import compilation_cache
 from metalr_flax.trainer import refusals
@@ -83,6 +84,10 @@ def _lower_checked(
     )
   with refusals.tracing(config):
     state = experiment.init_state()
+    best.check_metric(
+      config,
+      jax.eval_shape(experiment.evaluate, state.params, state.model_state),
+    )
     return state, lower_chunk(experiment, state, rows)
 
 

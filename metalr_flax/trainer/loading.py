@@ -20,7 +20,7 @@ from metalr_flax.workdir import schedule
 
 
 def load(
-  workdir: str | pathlib.Path,
+  workdir: str | pathlib.Path, *, best: bool = False
 ) -> tuple[nnx.Module, config_dict.ConfigDict, Any]:
   """Loads a trained model, its config and its schedule from a workdir.
 
@@ -34,13 +34,15 @@ def load(
 
   Args:
     workdir: the folder of a run that has a checkpoint.
+    best: whether to load the checkpoint of the best evaluation, which a run
+      with a `best_metric` keeps, instead of the newest one.
 
   Returns:
-    The trained NNX module of the newest intact checkpoint in evaluation mode,
-    the run's config, and the learning rate's schedule by inner step: the
-    learned one, or the constant that the run had, times the run's multiplier
-    (`inner.schedule`) where it has one. Where each group learned its own, a
-    dict of schedules by group label.
+    The trained NNX module of the newest intact checkpoint, or of the best one,
+    in evaluation mode, the run's config, and the learning rate's schedule by
+    inner step: the learned one, or the constant that the run had, times the
+    run's multiplier (`inner.schedule`) where it has one. Where each group
+    learned its own, a dict of schedules by group label.
 
   Raises:
     WorkdirError: where the folder is no workdir or has no checkpoint yet, or
@@ -53,12 +55,12 @@ def load(
   config = _config(path)
   with build.randomness(config):
     experiment = build.build(config)
-    found = _find(path, experiment)
+    found = _find(path / (folder.BEST if best else folder.STATE), experiment)
     model = experiment.make_model(found.state.params, found.state.model_state)
   return (
     model,
     config_dict.ConfigDict(config),
-    _learning_rate(path, config, experiment, found),
+    _learning_rate(path, config, experiment, found, best=best),
   )
 
 
@@ -103,13 +105,17 @@ def _config(path: pathlib.Path) -> dict[str, Any]:
     ) from error
 
 
-def _find(path: pathlib.Path, experiment: build.Experiment) -> checkpoint.Found:
-  directory = path / folder.STATE
+def _find(
+  directory: pathlib.Path, experiment: build.Experiment
+) -> checkpoint.Found:
   found = checkpoint.find_newest(directory, experiment.init_state())
   if found is None:
-    raise errors.WorkdirError(
-      f'{directory}: no checkpoint yet; run the training first'
+    remedy = (
+      'run with --config.best_metric=eval/loss'
+      if directory.name == folder.BEST
+      else 'run the training first'
     )
+    raise errors.WorkdirError(f'{directory}: no checkpoint yet; {remedy}')
   return found
 
 
@@ -118,9 +124,11 @@ def _learning_rate(
   config: dict[str, Any],
   experiment: build.Experiment,
   found: checkpoint.Found,
+  *,
+  best: bool,
 ) -> Any:
   """The rate of each inner update: the learned value times the multiplier."""
-  learned = _learned_rate(path, config, experiment, found)
+  learned = _learned_rate(path, config, experiment, found, best=best)
   multiplier = build_schedule.build_multiplier(
     config['inner'], build.num_updates(config)
   )
@@ -142,12 +150,20 @@ def _learned_rate(
   config: dict[str, Any],
   experiment: build.Experiment,
   found: checkpoint.Found,
+  *,
+  best: bool,
 ) -> Any:
   """The schedule up to the checkpoint's step, also of a run not finished."""
   if 'learning_rate' not in config['meta']['learned']:
     return optax.constant_schedule(config['inner']['learning_rate'])
   metrics = path / folder.METRICS
-  rows = metrics_csv.read(metrics, found.record)
+  # A run that was killed and goes on writes the rows up to its best step again,
+  # with other times in them: those are not as that checkpoint recorded.
+  rows = (
+    metrics_csv.read_steps(metrics, found.step)
+    if best
+    else metrics_csv.read(metrics, found.record)
+  )
   keys = bijections.flatten(dict(experiment.initial), 'hyperparams')
   missing = [key for key in keys if key not in rows]
   if missing:

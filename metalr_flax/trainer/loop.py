@@ -20,8 +20,10 @@ from metalr_flax.config import rules
 from metalr_flax.config import schema
 from metalr_flax.engine import outer
 from metalr_flax.engine import records
+from metalr_flax.trainer import best
 from metalr_flax.trainer import build
 from metalr_flax.trainer import recorder as recorder_lib
+from metalr_flax.trainer import saver
 from metalr_flax.workdir import checkpoint
 from metalr_flax.workdir import files
 from metalr_flax.workdir import folder
@@ -84,17 +86,21 @@ def _run_locked(
   run = _with_length(run)
   directory = run.workdir / folder.STATE
   found = checkpoint.find_newest(directory, state)
-  if found and _is_finished(run, found.step):
+  standing = best.standing(run.config, found.record if found else {})
+  if found and _is_finished(run, found.step, standing):
+    field = 'patience' if standing.is_stalled else 'num_outer_steps'
     console.say(
       f'already finished at outer step {found.step}; results in '
       f'{run.workdir / folder.RESULTS}; a larger '
-      f'--config.num_outer_steps continues it'
+      f'--config.{field} continues it'
     )
     return
   if found:  # refused before anything is changed
     recorder_lib.check(run.workdir, found.record)
   files.write_json(run.workdir / folder.CONFIG, run.config)
   checkpoint.clean(directory, found)
+  if standing.metric:
+    checkpoint.sweep(run.workdir / folder.BEST)
   record = recorder_lib.EMPTY_RECORD
   if found:
     state, record = found.state, found.record
@@ -106,11 +112,18 @@ def _run_locked(
   ):
     recorder.greet(resumed=bool(found))
     newest = found.step if found else None
-    save = _Saver(checkpoints, recorder, newest)
+    save = saver.Saver(checkpoints, recorder, newest, standing)
     state = _loop(run, state, recorder, save)
+    if int(state.step) < run.num_outer_steps:
+      console.say(
+        f'ending early: {save.standing.why()}; a larger --config.patience goes '
+        f'on from here'
+      )
     lock.check()
     recorder.finish(
-      run.experiment.evaluate(state.params, state.model_state), run.command
+      run.experiment.evaluate(state.params, state.model_state),
+      run.command,
+      save.standing.results(),
     )
 
 
@@ -127,10 +140,11 @@ def _with_length(run: Run) -> Run:
   return dataclasses.replace(run, config=config)
 
 
-def _is_finished(run: Run, step: int) -> bool:
+def _is_finished(run: Run, step: int, standing: best.Standing) -> bool:
   try:
     results = files.read_json(run.workdir / folder.RESULTS)
-    return results['outer_step'] == step == run.num_outer_steps
+    done = standing.is_stalled or step == run.num_outer_steps
+    return done and results['outer_step'] == step
   except (OSError, ValueError, KeyError, TypeError):
     return False
 
@@ -139,7 +153,7 @@ def _loop(
   run: Run,
   state: records.MetaTrainState,
   recorder: recorder_lib.Recorder,
-  save: '_Saver',
+  save: saver.Saver,
 ) -> records.MetaTrainState:
   """Trains chunk after chunk until the run is done or a signal came."""
   step = int(state.step)
@@ -147,7 +161,7 @@ def _loop(
   pace = _Pace(run)
   pending = None
   try:
-    while step < run.num_outer_steps and not run.stop:
+    while not _is_over(run, step, save) and not run.stop:
       count = pace.next_count(step)
       state, chunk = outer_steps(state, np.int32(count))
       end = step + count
@@ -162,17 +176,20 @@ def _loop(
         first=step, chunk=chunk, evaluation=evaluation
       )
       step = end
-      if step % run.config['checkpoint_every'] == 0:
+      is_due = step % run.config['checkpoint_every'] == 0
+      if is_due or save.watches(evaluation):
         recorder.write_chunk(pending)
         pending = None
-        save(state)
+        save.note(state, evaluation)
+        if is_due:
+          save(state)
     if pending:
       recorder.write_chunk(pending)
   except errors.DivergedError as error:
     # `state` is that before the step rejected, whatever was asked for since.
     raise _keep_last_good(run, state, save, error) from error
   save.last(state)
-  if run.stop and step < run.num_outer_steps:
+  if run.stop and not _is_over(run, step, save):
     raise errors.Interrupted(
       f'{run.stop.name} at outer step {step}, state saved in {run.workdir}; '
       f'run the same command to go on'
@@ -180,10 +197,14 @@ def _loop(
   return state
 
 
+def _is_over(run: Run, step: int, save: saver.Saver) -> bool:
+  return step >= run.num_outer_steps or save.standing.is_stalled
+
+
 def _keep_last_good(
   run: Run,
   state: records.MetaTrainState,
-  save: '_Saver',
+  save: saver.Saver,
   error: errors.DivergedError,
 ) -> errors.MetalrError:
   """Saves the state of a diverged run; returns the error that says where."""
@@ -202,33 +223,6 @@ def _to_lower(run: Run) -> str:
   if run.config['meta']['optimizer'] == rules.STEERING:
     return 'meta.discount'
   return 'inner.learning_rate or meta.learning_rate'
-
-
-class _Saver:
-  """Saves a state with the rows and events that lead to it, each step once."""
-
-  def __init__(
-    self,
-    checkpoints: saving.Checkpoints,
-    recorder: recorder_lib.Recorder,
-    newest: int | None,
-  ):
-    self._checkpoints = checkpoints
-    self._recorder = recorder
-    self._newest = newest
-
-  def __call__(self, state: records.MetaTrainState) -> None:
-    """Starts to save a state that is not there yet; waits for the device."""
-    step = int(state.step)
-    if step != self._newest:
-      self._checkpoints.save(state, self._recorder.flush())
-      self._newest = step
-
-  def last(self, state: records.MetaTrainState) -> int:
-    """Saves a run's last state; returns its step when all is on the disk."""
-    self(state)
-    self._checkpoints.wait()
-    return int(state.step)
 
 
 class _Pace:

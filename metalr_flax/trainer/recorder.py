@@ -181,12 +181,18 @@ class Recorder:
       'event_sizes': events.event_sizes(self._workdir),
     }
 
-  def finish(self, evaluation: records.Metrics, command: str) -> None:
+  def finish(
+    self,
+    evaluation: records.Metrics,
+    command: str,
+    best: Mapping[str, Any],
+  ) -> None:
     """Writes the results, the schedule, the plot and the page; says where.
 
     Args:
       evaluation: of the final state.
       command: the run's command without its workdir.
+      best: what the results say of the best evaluation.
     """
     self._metrics.flush()
     values = {f'eval/{n}': float(v) for n, v in evaluation.items()}
@@ -198,8 +204,8 @@ class Recorder:
       loss_label=self._experiment.loss_label,
       known_answers=self._experiment.known_answers,
     )
-    results = report.make_results(found.columns, values)
-    step = self._config['num_outer_steps']
+    results = report.make_results(found.columns, {**values, **best})
+    step = len(found.columns['outer_step'])
     self._writer.write_scalars(step, _finals(results))
     self._writer.write_images(
       step, {'plots/learning_rate': found.picture.pixels}
@@ -338,7 +344,7 @@ def _hparams(config: Mapping[str, Any]) -> dict[str, Any]:
   TensorBoard keeps the first ones that a run writes: what a resumed run may
   change is left out.
   """
-  may_change = {'num_outer_steps', *schema.CADENCES}
+  may_change = {'num_outer_steps', *schema.MAY_CHANGE}
   kept = {k: v for k, v in config.items() if k not in may_change}
   return {
     name: value

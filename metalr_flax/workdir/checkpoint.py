@@ -121,10 +121,17 @@ def clean(directory: pathlib.Path, found: Found | None) -> None:
       while (aside := path.with_name(f'{step}.damaged{number}')).exists():
         number += 1
       path.rename(aside)
+  sweep(directory)
+  settle(directory)
+
+
+@files.retried
+def sweep(directory: pathlib.Path) -> None:
+  """Removes what a killed run had not finished writing, or removing."""
+  files.make_directory(directory)
   for name in files.list_directory(directory):
     if folder.UNFINISHED.match(name):
       _remove(directory / name)
-  settle(directory)
 
 
 def _remove(path: pathlib.Path) -> None:
@@ -229,7 +236,36 @@ def settle(directory: pathlib.Path) -> None:
   """Puts a new checkpoint's name on the disk; only then older ones may go."""
   files.sync_directory(directory)
   for step in _steps(directory)[MAX_TO_KEEP:]:
-    # Renamed first: half a checkpoint must not have a checkpoint's name.
-    old = directory / f'.{step}.old'
-    os.rename(directory / str(step), old)
-    shutil.rmtree(old)
+    _drop(directory / str(step))
+
+
+def _drop(path: pathlib.Path) -> None:
+  # Renamed first: half a checkpoint must not have a checkpoint's name.
+  old = path.with_name(f'.{path.name}.old')
+  os.rename(path, old)
+  shutil.rmtree(old)
+
+
+@files.retried
+def make_way(path: pathlib.Path, state: records.MetaTrainState) -> None:
+  """Removes a checkpoint that is damaged, or not of this state.
+
+  A run that was killed after it, and goes on from before it, comes here again.
+  """
+  try:
+    if not path.exists():
+      return
+    if manifest.verify(path).get('sha256') == fingerprint.digest(state):
+      return
+  except manifest.DamagedError as error:
+    logging.warning('%s: damaged (%s); saving it again', path, error)
+  _drop(path)
+
+
+@files.retried
+def keep_only(path: pathlib.Path) -> None:
+  """Puts a new checkpoint's name on the disk and removes all others there."""
+  files.sync_directory(path.parent)
+  for step in _steps(path.parent):
+    if str(step) != path.name:
+      _drop(path.with_name(str(step)))

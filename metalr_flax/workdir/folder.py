@@ -27,9 +27,11 @@ METRICS = 'metrics.csv'
 RESULTS = 'results.json'
 SCHEDULE = 'schedule.json'
 STATE = 'state'
+BEST = 'best'
 PLOT = 'plots/learning_rate.png'
 REPORT = 'report.html'
-UNFINISHED = re.compile(r'\.\d+\.(saving|old)')  # in STATE: half a checkpoint
+# In STATE and BEST: half a checkpoint.
+UNFINISHED = re.compile(r'\.\d+\.(saving|old)')
 _PROBE = '.probe'
 _ABSENT = object()
 _MOST_DIFFERENCES = 10  # in one line
@@ -200,8 +202,8 @@ def check_config(
 ) -> None:
   """Refuses a workdir that is foreign or belongs to another config.
 
-  `num_outer_steps` and the cadences may change: `with_length` says which length
-  a run then has.
+  `num_outer_steps`, the cadences and the patience may change: `with_length`
+  says which length a run then has.
 
   Args:
     path: the workdir; one that does not exist is fine.
@@ -284,7 +286,7 @@ def _is_left_over(path: pathlib.Path, name: str) -> bool:
   A killed one leaves its first moments, and one whose workdir was removed
   while it saved leaves that save.
   """
-  if name == STATE:
+  if name in (STATE, BEST):
     inside = files.list_directory(path / name)
     return (path / name).is_dir() and all(map(UNFINISHED.match, inside))
   return name == f'.{CONFIG}.tmp' or name.startswith(_PROBE)
@@ -313,7 +315,7 @@ def read_config(path: pathlib.Path) -> dict[str, Any]:
 def _may_change(name: str, before: Any) -> bool:
   if name == 'num_outer_steps':
     return isinstance(before, int)  # or it is no run of ours
-  return name in schema.CADENCES
+  return name in schema.MAY_CHANGE
 
 
 def free_name(path: pathlib.Path) -> pathlib.Path:

@@ -7,9 +7,11 @@ of row 1 the initial one; `schedule.json` has them in this order.
 """
 
 from collections.abc import Mapping, Sequence
+import contextlib
 import csv
 import hashlib
 import io
+import itertools
 import pathlib
 from types import TracebackType
 from typing import Any
@@ -159,6 +161,34 @@ def read(
       numbers.
   """
   text = path.read_bytes() if record is None else check(path, record)
+  return _parse(path, text)
+
+
+@files.retried
+def read_steps(path: pathlib.Path, count: int) -> dict[str, np.ndarray]:
+  """The columns of a metrics file's first outer steps, float64.
+
+  Args:
+    path: the file.
+    count: how many outer steps.
+
+  Raises:
+    WorkdirError: where the file has fewer, or holds no rows of numbers.
+  """
+  lines: list[bytes] = []
+  with contextlib.suppress(FileNotFoundError), open(path, 'rb') as file:
+    lines += itertools.islice(file, count + 1)
+  columns = _parse(path, b''.join(lines)) if lines else {}
+  steps = columns.get('outer_step', np.zeros(0))
+  if not np.array_equal(steps, np.arange(1, count + 1)):
+    raise errors.WorkdirError(
+      f'{path}: has no rows of the outer steps 1 to {count}; put the file '
+      f'back, or choose another --workdir='
+    )
+  return columns
+
+
+def _parse(path: pathlib.Path, text: bytes) -> dict[str, np.ndarray]:
   try:
     names, *rows = csv.reader(io.StringIO(text.decode(), newline=''))
     table = np.array(

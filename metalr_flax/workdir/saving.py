@@ -13,6 +13,7 @@ from metalr_flax import errors
 from metalr_flax.engine import records
 from metalr_flax.workdir import arrays
 from metalr_flax.workdir import checkpoint
+from metalr_flax.workdir import folder
 from metalr_flax.workdir import manifest
 
 # All arrays of a checkpoint are read; of the first that a run saves, and of
@@ -39,7 +40,10 @@ def opened(
 
 
 class Checkpoints:
-  """Writes checkpoints `<directory>/<step>/` and keeps the newest 3."""
+  """Writes checkpoints `<directory>/<step>/` and keeps the newest 3.
+
+  The one that `save` is told is the best goes beside them, under `best`.
+  """
 
   def __init__(self, directory: pathlib.Path, check: Callable[[], None]):
     self._check = check
@@ -49,13 +53,18 @@ class Checkpoints:
     self._count = 0
 
   def save(
-    self, state: records.MetaTrainState, record: Mapping[str, Any]
+    self,
+    state: records.MetaTrainState,
+    record: Mapping[str, Any],
+    *,
+    best: bool = False,
   ) -> None:
     """Starts to save a state; returns before it is all written.
 
     Args:
       state: the state; it is copied, so it may be donated afterwards.
       record: JSON values to keep beside it.
+      best: whether to save it as the best one, in place of the one before.
 
     Raises:
       StorageError: where the save before this one failed.
@@ -64,7 +73,7 @@ class Checkpoints:
     # A copy of the arrays: what is written in the background must not be what
     # the next chunk overwrites.
     state = jax.tree.map(jnp.copy, state)
-    self._saving = self._pool.submit(self._save, state, dict(record))
+    self._saving = self._pool.submit(self._save, state, dict(record), best)
 
   def wait(self) -> None:
     """Waits until the last save is all on the disk.
@@ -81,10 +90,13 @@ class Checkpoints:
     self._pool.shutdown(wait=True)
 
   def _save(
-    self, state: records.MetaTrainState, record: dict[str, Any]
+    self, state: records.MetaTrainState, record: dict[str, Any], best: bool
   ) -> None:
-    path = self._directory / str(int(state.step))
+    kept = self._directory.with_name(folder.BEST) if best else self._directory
+    path = kept / str(int(state.step))
     try:
+      if best:
+        checkpoint.make_way(path, state)
       checkpoint.write(
         path,
         state,
@@ -99,4 +111,7 @@ class Checkpoints:
       ) from error
     self._count += 1
     self._check()
-    checkpoint.settle(self._directory)
+    if best:
+      checkpoint.keep_only(path)
+    else:
+      checkpoint.settle(self._directory)

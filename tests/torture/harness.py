@@ -30,6 +30,7 @@ FIELDS = {
   'task__batch_size': 8,
   'meta__unroll_length': 2,
   'meta__discount': 0.9,
+  'best_metric': 'eval/loss',
 }
 Trial = collections.namedtuple('Trial', 'status text fired secs')
 
@@ -126,11 +127,11 @@ class Servers:
         os.killpg(process.pid, signal.SIGKILL)
 
 
-def digest(workdir, step=None):
+def digest(workdir, step=None, folder='state'):
   """The SHA-256 of the newest checkpoint's leaves, its files verified."""
-  names = [p.name for p in (workdir / 'state').iterdir()]
+  names = [p.name for p in (workdir / folder).iterdir()]
   steps = sorted(int(n) for n in names if n.isdecimal())
-  notes = manifest.verify(workdir / 'state' / str(step or steps[-1]))
+  notes = manifest.verify(workdir / folder / str(step or steps[-1]))
   return notes['step'], notes['sha256']
 
 
@@ -160,11 +161,13 @@ def remains(workdir):
   results = json.loads((workdir / 'results.json').read_text())
   return {
     'digest': digest(workdir),
+    'best': digest(workdir, folder='best'),
     'rows': runs.rows(workdir),
     'events': events(workdir),
     'results': results,
     'schedule': json.loads((workdir / 'schedule.json').read_text()),
     'kept': sorted(p.name for p in (workdir / 'state').iterdir()),
+    'kept best': [p.name for p in (workdir / 'best').iterdir()],
   }
 
 

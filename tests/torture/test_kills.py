@@ -12,6 +12,7 @@ import time
 import harness
 import pytest
 import runs
+import tiers
 
 
 def test_kills_at_file_operations(servers, whole, share, tmp_path):
@@ -39,6 +40,34 @@ def test_kills_at_file_operations(servers, whole, share, tmp_path):
       harness.assert_same(workdir, whole)
 
   servers.map(trial, enumerate(chosen))
+
+
+BEST = [
+  ('write', '/best/.14.saving/manifest.json', 'torn'),
+  ('rename', '/best/14', 'kill'),
+  ('rename', '/best/.7.old', 'kill'),
+  ('unlink', '/best/.7.old/*', 'kill'),
+]
+
+
+@tiers.parametrize('operation', BEST, BEST[:2])
+def test_kills_while_the_best_is_saved(servers, whole, tmp_path, operation):
+  """The one before is there until it is, and it is there in the end."""
+  kind, path, action = operation
+  fault = {
+    'kind': kind,
+    'pattern': f'{tmp_path}/run{path}',
+    'ordinal': 1,
+    'action': action,
+  }
+  killed = servers.run(tmp_path / 'run', fault=fault)
+  assert killed.fired, killed
+  assert killed.status == -signal.SIGKILL, killed
+  step, _ = harness.digest(tmp_path / 'run', folder='best')
+  assert step in (7, 14)
+  assert step == 7 or '.7.old' in path
+  harness.finish(servers, tmp_path / 'run')
+  harness.assert_same(tmp_path / 'run', whole)
 
 
 @pytest.mark.thorough
