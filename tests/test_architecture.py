@@ -38,6 +38,7 @@ DOORS = {
   'tensorboard': {'workdir.events'},
   'matplotlib': {'workdir.drawing'},
   'pandas': {'tasks.frames'},
+  'PIL': {'tasks.pictures', 'workdir.events'},
   'ml_collections': {'config.flags', 'trainer.loading'},
 }
 FILES = sorted(PACKAGE.rglob('*.py'))

@@ -2,6 +2,7 @@
 
 from metalr_flax.tasks.breast_cancer import BreastCancer
 from metalr_flax.tasks.digits import Digits
+from metalr_flax.tasks.images import Images
 from metalr_flax.tasks.linear_regression import LinearRegression
 from metalr_flax.tasks.quadratic import NoisyQuadratic
 from metalr_flax.tasks.regression import DriftingTarget
@@ -16,6 +17,7 @@ TASKS: dict[str, type[Task]] = {
   'digits': Digits,
   'drifting_target': DriftingTarget,
   'ill_conditioned_regression': IllConditionedRegression,
+  'images': Images,
   'linear_regression': LinearRegression,
   'noisy_quadratic': NoisyQuadratic,
   'table': Table,

@@ -163,7 +163,7 @@ def split(
   """
   arguments.check_fractions(*fractions)
   train, meta, test = splits.divide(
-    len(data['label']), data['label'], fractions, seed
+    len(data['label']), data['label'], fractions, seed, 'the data'
   )
   return _rows(data, train), _rows(data, meta), _rows(data, test)
 

@@ -175,7 +175,7 @@ def is_text(column: Any, where: str) -> bool:
   frames.check_plain(column, where)
   wrong = frames.mostly_numbers(column)
   if wrong is not None and not frames.is_flag(column):
-    value = column[wrong].iloc[0] if wrong.any() else column.iloc[0]
+    value = column[wrong].tolist()[0] if wrong.any() else column.iloc[0]
     row = frames.first(wrong if wrong.any() else column.notna(), column)
     raise task.RefusedError(
       f'{where}: column {column.name} has text, {value!r}, in row {row} where '

@@ -127,7 +127,7 @@ def numbers_of(column: Any, where: str) -> np.ndarray:
   wrong |= np.abs(numbers) > _LARGEST
   if wrong.any():
     raise task.RefusedError(
-      f'{where}: column {column.name} has {column[wrong].iloc[0]!r} in row '
+      f'{where}: column {column.name} has {column[wrong].tolist()[0]!r} in row '
       f'{first(wrong, column)}, which is no finite number; correct it'
     )
   return numbers

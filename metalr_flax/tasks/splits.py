@@ -2,12 +2,15 @@
 
 import numpy as np
 
+from metalr_flax.tasks import task
+
 
 def divide(
   count: int,
   labels: np.ndarray | None,
   fractions: tuple[float, float],
   seed: int,
+  where: str,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """Disjoint random parts of the rows 0 to count - 1.
 
@@ -18,17 +21,24 @@ def divide(
     fractions: the meta and the test part's share of the rows; 0 for an empty
       part.
     seed: of the split.
+    where: what the rows are of, for messages.
 
   Returns:
     The rows of the train, the meta and the test part, int `[...]`.
 
   Raises:
-    ValueError: for too few rows.
+    RefusedError: for too few rows.
   """
   meta_fraction, test_fraction = fractions
-  rest, test = _cut(np.arange(count), labels, test_fraction, seed)
-  share = meta_fraction / (1 - test_fraction)
-  return (*_cut(rest, labels, share, seed), test)
+  try:
+    rest, test = _cut(np.arange(count), labels, test_fraction, seed)
+    share = meta_fraction / (1 - test_fraction)
+    return (*_cut(rest, labels, share, seed), test)
+  except ValueError as error:
+    raise task.RefusedError(
+      f'{where}: {count} examples are too few for a train, a meta and a test '
+      f'part with all classes in each; give more'
+    ) from error
 
 
 def _cut(

@@ -230,8 +230,9 @@ class Table(parts.InParts):
     frame, where = part
     column = frame[self._target]
     if isinstance(self._aim, targets.Classes):
-      rows = frames.rows_of(column)
-      label = self._aim.encode(frames.names_of(column), rows, where)
+      label = self._aim.encode(
+        frames.names_of(column), frames.rows_of(column), f'{where}: row'
+      )
     else:
       label = self._aim.encode(frames.numbers_of(column, where))
     return {'features': self._encoder(frame, where), 'label': label}

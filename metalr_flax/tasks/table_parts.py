@@ -73,13 +73,7 @@ def complete(
     0.0 if 'meta' in parts else ways.meta_fraction,
     0.0 if 'test' in parts else ways.test_fraction,
   )
-  try:
-    rows = splits.divide(len(frame), labels, fractions, ways.seed)
-  except ValueError as error:
-    raise task.RefusedError(
-      f'{where}: its {len(frame)} rows are too few to split ({error}); give '
-      f'more'
-    ) from error
+  rows = splits.divide(len(frame), labels, fractions, ways.seed, where)
   cut = dict(zip(PARTS, rows, strict=True))
   train, meta, test = (
     parts[name]

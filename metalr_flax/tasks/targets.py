@@ -34,23 +34,23 @@ class Classes:
     self._labels = {name: i for i, name in enumerate(self.names)}
 
   def encode(
-    self, names: Sequence[Any], rows: Sequence[int], where: str
+    self, names: Sequence[Any], numbers: Sequence[int], where: str
   ) -> np.ndarray:
     """The labels of names, int32 `[N]`.
 
     Args:
       names: of N examples.
-      rows: their numbers, for messages.
-      where: what gave them, for messages.
+      numbers: of the examples, for messages.
+      where: what gave them, and what a number counts, for messages.
 
     Raises:
       RefusedError: naming the first that is none of the classes.
     """
-    for row, name in zip(rows, names, strict=True):
+    for number, name in zip(numbers, names, strict=True):
       if name not in self._labels:
         raise task.RefusedError(
-          f'{where}: row {row} is of class {name!r}, of which the train part '
-          f'has no example; give it some'
+          f'{where} {number} is of class {name!r}, of which the train part has '
+          f'no example; give it some'
         )
     return np.array([self._labels[name] for name in names], np.int32)
 

@@ -1,6 +1,6 @@
-"""Language modelling, a byte at a time, of text that needs no download.
+"""Language modelling, a byte or a character at a time, of a user's own text.
 
-Without a file it is the Python manual's reference pages as the standard library
+Without a path it is the Python manual's reference pages as the standard library
 carries them (`pydoc_data.topics`, about 466 kB of English; each Python version
 has its own text, so losses compare within one version alone). Some paragraphs
 stand on two pages: about a twelfth of the test part's windows are in the train
@@ -8,7 +8,6 @@ part, too.
 """
 
 from collections.abc import Iterable
-import pathlib
 from typing import Any
 
 import chex
@@ -19,13 +18,16 @@ import numpy as np
 import optax
 
 from metalr_flax.tasks import arguments
+from metalr_flax.tasks import symbols
 from metalr_flax.tasks import task
+from metalr_flax.tasks import text_files
 
 _EVAL_BATCH = 64
+_SINGULAR = {'bytes': 'byte', 'characters': 'character'}
 
 
 class Text(task.Task):
-  """Predict the next byte of a text cut into train, meta and test parts.
+  """Predict the next symbol of a text cut into train, meta and test parts.
 
   The parts are contiguous, in this order: no window reaches from one into
   another. Inner batches are random windows of the train part, the outer loss's
@@ -35,21 +37,21 @@ class Text(task.Task):
   Shape legend: B batch_size, T sequence_length.
 
   Attributes:
-    vocab_size: 256, one symbol for each byte: the model's `vocab_size`.
+    unit: 'bytes' or 'characters', what a symbol is.
+    vocab_size: the number of symbols, at least the model's: 256 bytes, or the
+      characters of the train part and one for all others.
     batch_size: windows in a batch.
-    sequence_length: bytes predicted in a window.
+    sequence_length: symbols predicted in a window.
     eval_sequences: windows to evaluate on.
-    train, meta, test: the parts, uint8.
+    train, meta, test: the parts, integers of few bytes.
   """
-
-  vocab_size = 256
-  loss_label = 'cross-entropy (nats a byte)'
 
   def __init__(
     self,
     batch_size: int = 16,
     *,
     path: str = '',
+    unit: str = 'bytes',
     sequence_length: int = 64,
     meta_fraction: float = 0.1,
     test_fraction: float = 0.1,
@@ -59,30 +61,42 @@ class Text(task.Task):
 
     Args:
       batch_size: B.
-      path: a file of UTF-8 text; '' for the standard library's own.
+      path: a file of UTF-8 text, or a folder of them, which are joined in the
+        order of their names; '' for the standard library's own.
+      unit: 'bytes' or 'characters'.
       sequence_length: T >= 1.
       meta_fraction: the meta part's share of the text, in (0, 1).
       test_fraction: the test part's.
       eval_sequences: windows to evaluate on, >= 1.
 
     Raises:
-      ValueError: for an argument outside these, or a file that cannot be read,
-        is not UTF-8, or leaves a part without a whole window.
+      RefusedError: for a file that cannot be read, is not UTF-8, or leaves a
+        part without a whole window.
+      ValueError: for an argument outside these.
     """
     arguments.check_integer('sequence_length', sequence_length, 1)
     arguments.check_integer('eval_sequences', eval_sequences, 1)
     self.batch_size = batch_size
     self.sequence_length = sequence_length
     self.eval_sequences = eval_sequences
-    parts = _split(_read(path), meta_fraction, test_fraction)
-    for name, part in zip(('train', 'meta', 'test'), parts, strict=True):
-      if len(part) <= sequence_length:
-        raise ValueError(
-          f'{path or "pydoc_data.topics"}: its {name} part has {len(part)} '
-          f'bytes and must have sequence_length + 1 = {sequence_length + 1} at '
-          f'least; use a longer text or a smaller sequence_length'
-        )
-    self.train, self.meta, self.test = parts
+    if unit not in _SINGULAR:
+      raise task.RefusedError(
+        f"task.kwargs.unit={unit}: must be 'bytes' or 'characters'; set one"
+      )
+    self.unit = unit
+    self.loss_label = f'cross-entropy (nats a {_SINGULAR[unit]})'
+    arguments.check_fractions(meta_fraction, test_fraction)
+    where = f'task.path={path}'
+    text = text_files.read(path, where)
+    whole: Any = text.encode() if unit == 'bytes' else text
+    cuts = _cuts(len(whole), meta_fraction, test_fraction)
+    parts = [whole[start:stop] for start, stop in cuts]
+    self._check_lengths(parts, where)
+    self._symbols = symbols.of(parts[0])
+    self.vocab_size = self._symbols.size
+    self.train, self.meta, self.test = (
+      jnp.asarray(self._symbols.encode(part)) for part in parts
+    )
 
   def init(self, rng: jax.Array) -> Any:
     """A key for each of the train and meta parts."""
@@ -102,27 +116,28 @@ class Text(task.Task):
   def loss(
     self, model: nnx.Module, batch: Any
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Cross-entropy in nats a byte, also in bits, and accuracy; means.
+    """Cross-entropy in nats a symbol, also in bits, and accuracy; means.
 
     Args:
-      model: maps int32 `[B, T]` to logits `[B, T, V]`, V at least 256.
+      model: maps int32 `[B, T]` to logits `[B, T, V]`, V at least `vocab_size`.
       batch: `inputs` and `targets`, int32 `[B, T]`.
 
     Raises:
-      ValueError: for a smaller V, for it would make NaN of rare bytes alone.
+      RefusedError: for a smaller V: it would make NaN of rare symbols alone.
     """
     logits, targets = model(batch['inputs']), batch['targets']
     chex.assert_shape(logits, (*targets.shape, None))
     if logits.shape[-1] < self.vocab_size:
-      raise ValueError(
-        f'the model knows {logits.shape[-1]} symbols of {self.vocab_size}; set '
-        f'model.kwargs.vocab_size={self.vocab_size}'
+      raise task.RefusedError(
+        f'model.kwargs: the model knows {logits.shape[-1]} symbols, the text '
+        f'has {self.vocab_size}; set model.kwargs.vocab_size={self.vocab_size}'
       )
     loss = jnp.mean(
       optax.softmax_cross_entropy_with_integer_labels(logits, targets)
     )
     accuracy = jnp.mean(jnp.argmax(logits, axis=-1) == targets)
-    return loss, {'accuracy': accuracy, 'bits_per_byte': loss / np.log(2)}
+    bits = f'bits_per_{_SINGULAR[self.unit]}'
+    return loss, {'accuracy': accuracy, bits: loss / np.log(2)}
 
   def eval_batches(self) -> Iterable[Any]:
     """Evenly spaced windows of the test part, up to 64 in a batch."""
@@ -132,6 +147,41 @@ class Text(task.Task):
     for part in np.split(starts, list(cuts)):
       yield self._windows(self.test, jnp.asarray(part))
 
+  def encode(self, data: str) -> np.ndarray:
+    """A model's input for new text, int32 `[1, T]`.
+
+    Args:
+      data: T symbols; characters that the train part has not are all the same
+        unknown one.
+    """
+    whole: Any = data.encode() if self.unit == 'bytes' else data
+    return self._symbols.encode(whole)[None].astype(np.int32)
+
+  def decode(self, outputs: Any) -> Any:
+    """The most likely symbols, for logits `[T, V]` a text of T.
+
+    Args:
+      outputs: logits `[T, V]`, or `[B, T, V]`.
+
+    Returns:
+      The text, or for a batch a list of texts; the unknown character, and
+      bytes that are no text, are written as U+FFFD.
+    """
+    best = np.asarray(outputs)[..., : self.vocab_size].argmax(axis=-1)
+    if best.ndim == 2:
+      return [self._symbols.decode(row) for row in best]
+    return self._symbols.decode(best)
+
+  def _check_lengths(self, parts: list[Any], where: str) -> None:
+    least = self.sequence_length + 1
+    for name, part in zip(('train', 'meta', 'test'), parts, strict=True):
+      if len(part) < least:
+        raise task.RefusedError(
+          f'{where}: its {name} part has {len(part)} {self.unit} and must have '
+          f'sequence_length + 1 = {least} at least; use a longer text or a '
+          f'smaller task.kwargs.sequence_length'
+        )
+
   def _draw(self, key: jax.Array, part: jax.Array) -> tuple[jax.Array, Any]:
     key, draw_key = jax.random.split(key)
     starts = jax.random.randint(
@@ -140,40 +190,17 @@ class Text(task.Task):
     return key, self._windows(part, starts)
 
   def _windows(self, part: jax.Array, starts: jax.Array) -> dict[str, Any]:
-    """The T + 1 bytes from each start, as inputs and what follows them."""
+    """The T + 1 symbols from each start, as inputs and what follows them."""
     offsets = jnp.arange(self.sequence_length + 1)
     rows = starts[:, None] + offsets[None, :]
     windows = jnp.take(part, rows, axis=0).astype(jnp.int32)
     return {'inputs': windows[:, :-1], 'targets': windows[:, 1:]}
 
 
-def _read(path: str) -> bytes:
-  if not path:
-    from pydoc_data import topics  # half a megabyte: only where it is used
-
-    return ''.join(
-      topics.topics[name] for name in sorted(topics.topics)
-    ).encode()
-  try:
-    text = pathlib.Path(path).read_bytes()
-    text.decode()
-  except OSError as error:
-    raise ValueError(
-      f'{path}: cannot be read ({error.strerror}); give a file of UTF-8 text'
-    ) from error
-  except UnicodeDecodeError as error:
-    raise ValueError(
-      f'{path}: is not UTF-8 text (byte {error.start}); convert it'
-    ) from error
-  return text
-
-
-def _split(
-  text: bytes, meta_fraction: float, test_fraction: float
-) -> tuple[jax.Array, ...]:
-  arguments.check_fractions(meta_fraction, test_fraction)
-  data = np.frombuffer(text, np.uint8)
-  meta = round(len(data) * meta_fraction)
-  test = round(len(data) * test_fraction)
-  cuts = (len(data) - meta - test, len(data) - test)
-  return tuple(jnp.asarray(part) for part in np.split(data, cuts))
+def _cuts(
+  length: int, meta_fraction: float, test_fraction: float
+) -> list[tuple[int, int]]:
+  """Where the train, the meta and the test part start and stop."""
+  meta, test = (round(length * f) for f in (meta_fraction, test_fraction))
+  stops = [length - meta - test, length - test, length]
+  return list(zip([0, *stops[:-1]], stops, strict=True))

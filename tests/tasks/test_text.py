@@ -181,7 +181,7 @@ def test_a_model_without_all_bytes_is_refused(path):
   ('kwargs', 'message'),
   [
     ({'path': 'no/such/file'}, 'no/such/file: cannot be read'),
-    ({'path': '.'}, r'\.: cannot be read'),
+    ({'unit': 'words'}, "task.kwargs.unit=words: must be 'bytes' or"),
     ({'sequence_length': 100}, 'its meta part has 100 bytes .* 101'),
     ({'sequence_length': 0}, 'sequence_length=0'),
     ({'sequence_length': 'long'}, 'sequence_length=long'),
@@ -237,3 +237,55 @@ def _config():
   path = runs.CONFIGS / 'text_transformer.py'
   config = runpy.run_path(str(path))['get_config']()
   return check.resolve(config.to_dict())
+
+
+# --- Characters, folders, and text back from a model.
+
+
+def test_characters_are_those_of_the_train_part_and_one_for_others(tmp_path):
+  (tmp_path / 'text').write_text('häß' * 100 + 'zh' * 10 + 'hö' * 10)
+  task = tasks.Text(
+    path=str(tmp_path / 'text'), unit='characters', sequence_length=8,
+    meta_fraction=20 / 340, test_fraction=20 / 340,
+  )  # fmt: skip
+  assert task.vocab_size == 4  # h, ß, ä in their order, and all others
+  assert np.asarray(task.train[:3]).tolist() == [0, 2, 1]
+  assert np.asarray(task.meta[:2]).tolist() == [3, 0]
+  assert np.asarray(task.test[:2]).tolist() == [0, 3]
+  np.testing.assert_array_equal(task.encode('ßx'), [[1, 3]])
+  assert task.encode('ßx').dtype == np.int32
+  logits = np.eye(4)[task.encode('hßxä')]
+  assert task.decode(logits) == ['hß\ufffdä']
+  assert task.decode(logits[0]) == 'hß\ufffdä'
+
+
+@pytest.mark.parametrize('text', ['grüße, κόσμε', '', 'a\r\nb\U0001f600'])
+def test_bytes_come_back_as_text(text, path):
+  task = tasks.Text(path=path)
+  assert task.encode(text).shape == (1, len(text.encode()))
+  assert task.decode(np.eye(300)[task.encode(text)]) == [text]
+
+
+@pytest.mark.parametrize('unit', ['byte', 'character'])
+def test_bits_are_a_units(unit, path):
+  task = tasks.Text(4, path=path, unit=f'{unit}s')
+  _, (batch,) = _draw(task, 'next', 1)
+  logits = jnp.zeros(task.vocab_size)
+  _, metrics = task.loss(Constant(logits), batch)
+  expected = np.log2(256 if unit == 'byte' else 9)
+  np.testing.assert_allclose(metrics[f'bits_per_{unit}'], expected, rtol=1e-5)
+  assert f'(nats a {unit})' in task.loss_label
+  with pytest.raises(ValueError, match=f'vocab_size={task.vocab_size}'):
+    task.loss(Constant(logits[1:]), batch)
+
+
+def test_the_files_of_a_folder_are_joined_by_name(tmp_path):
+  for name, text in (('b.txt', 'x' * 50), ('a/1.md', 'é' * 50), ('.git', '?')):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text(text)
+  task = tasks.Text(path=str(tmp_path), unit='characters', sequence_length=5)
+  parts = task.train, task.meta, task.test
+  assert [len(part) for part in parts] == [81, 10, 10]
+  whole = np.concatenate(parts)
+  text = task.decode(np.eye(task.vocab_size)[whole])
+  assert text == 'é' * 50 + '\n' + 'x' * 50
