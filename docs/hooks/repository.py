@@ -76,5 +76,7 @@ def _file(path: str, config: MkDocsConfig) -> File:
   if not path.endswith('.py'):
     return File.generated(config, _place(path), abs_src_path=str(ROOT / path))
   code = (ROOT / path).read_text()
-  page = f'# {path}\n\n````python\n{code}````\n'
+  # Source would hide the pages that explain it from who searches.
+  head = '---\nsearch:\n  exclude: true\n---\n'
+  page = f'{head}# {path}\n\n````python\n{code}````\n'
   return File.generated(config, _place(path), content=page)
