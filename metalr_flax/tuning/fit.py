@@ -48,6 +48,22 @@ def check(
       _check_groups(name, ours, params, jax.tree.leaves(labels))
 
 
+def check_updates_at_every_step(opt_state: optax.OptState) -> None:
+  """Refuses an inner optimizer that rests at some steps.
+
+  Raises:
+    ValueError: for `optax.MultiSteps`: the rule counts updates, and would look
+      at pieces of a batch, along updates of 0.
+  """
+  is_one = lambda node: isinstance(node, optax.MultiStepsState)
+  if any(map(is_one, jax.tree.leaves(opt_state, is_leaf=is_one))):
+    raise ValueError(
+      'self_tuning: inner_tx has optax.MultiSteps in it: hyperparameters would '
+      'move at every step and not at every update; put it around, '
+      'optax.MultiSteps(self_tuning(...), k)'
+    )
+
+
 def _check_schedules(opt_state: optax.OptState) -> None:
   """Refuses callables, such as masks, that optax would take for schedules."""
   for _, node in optimizers.find_injected(opt_state):

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from metalr_flax.tuning import factors
+from metalr_flax.tuning import neighbours
 from metalr_flax.tuning import tuner as tuner_lib
 from metalr_flax.tuning.state import SelfTuningState
 
@@ -65,7 +66,8 @@ def self_tuning(
 
   Args:
     inner_tx: made by `optax.inject_hyperparams`; also inside a chain or mask.
-      `self_tuning` must be the last in a chain of its own.
+      `self_tuning` must be the last in a chain of its own, and
+      `optax.MultiSteps` around it.
     learned: hyperparameters by name, each 'log' (positive; its logarithm is
       learned) or 'one_minus_log' (a decay rate: the logarithm of 1 minus it).
       A list of names will do: those that optax gives to decay rates (b1, b2,
@@ -90,8 +92,9 @@ def self_tuning(
     ValueError: for a name or kind that does not exist; a hyperparameter that is
       a schedule, cannot be learned, moves nothing, or is injected at several
       places of one group; labels of another structure, or of other groups than
-      `inner_tx` has; a discount out of range or without `meta_tx`; when called
-      or at `init`. By `update` for `meta_grads` of other shapes.
+      `inner_tx` has; `optax.MultiSteps` in `inner_tx`; a discount out of range
+      or without `meta_tx`; when called or at `init`. By `update` for
+      `meta_grads` of other shapes.
   """
   kinds = factors.with_kinds(learned)
   _check(inner_tx, kinds, meta_tx, discount, schedule)
@@ -119,6 +122,10 @@ def hyperparams_of(opt_state: optax.OptState) -> dict[str, Any]:
 
   Raises:
     ValueError: where there is none, or more than one.
+
+  Warns:
+    UserWarning: where `self_tuning` is not the last in a chain, or comes after
+      a transformation with a memory of its own, such as a momentum.
   """
   state = _find(opt_state, 'hyperparams_of')
   values = factors.named(state.opt_state, state.base)
@@ -158,6 +165,7 @@ def _find(opt_state: optax.OptState, caller: str) -> SelfTuningState:
       f'{caller}: {len(found)} self-tuned optimizers in the state; pass the '
       f'state of one'
     )
+  neighbours.warn(opt_state, stacklevel=3)
   return found[0]
 
 

@@ -61,6 +61,7 @@ class Tuner:
     base = factors.find_base(opt_state, self.learned, labels)
     eta, step = outer.init_eta(base), jnp.zeros((), jnp.int32)
     if outer.steers:
+      fit.check_updates_at_every_step(opt_state)
       opt_state = optimizers.with_hyperparams(
         opt_state, factors.constrain(base, eta, self.learned)
       )

@@ -737,7 +737,6 @@ AROUND = {
   'chain': lambda tx: optax.chain(optax.clip_by_global_norm(1.0), tx),
   'masked': lambda tx: optax.masked(tx, {'a': True, 'b': True}),
   'apply_if_finite': lambda tx: optax.apply_if_finite(tx, 3),
-  'MultiSteps': lambda tx: optax.MultiSteps(tx, 2).gradient_transformation(),
 }
 by_surroundings = tiers.parametrize('around', AROUND, ['alone', 'chain'])
 
