@@ -49,6 +49,10 @@ class StorageError(MetalrError):
   status = 5
 
 
+class DataError(StorageError):
+  """Data that are read as the run goes ended, or are not what they were."""
+
+
 class NoCheckpointError(MetalrError):
   """There are checkpoints, but none of them is intact."""
 

@@ -31,6 +31,8 @@ def _rules():
 
 RULES = _rules()
 DOORS = {
+  'array_record': {'tasks.records'},
+  'grain': {'tasks.grain_data'},
   'orbax': {'workdir.arrays'},
   'etils': {'workdir.arrays'},
   'tensorstore': {'workdir.arrays'},

@@ -102,6 +102,12 @@ def _build(config: Mapping[str, Any], problem: str) -> Arena:
       f'task.name={section["task"]["name"]}: is no Task; derive it from '
       f'metalr_flax.tasks.Task'
     )
+  if isinstance(task, tasks.Stream):
+    raise errors.ConfigError(
+      f'task.name={section["task"]["name"]}: is a stream; a comparison trains '
+      f'all its runs at once on data in memory, so give it a part of the data '
+      f'as a task of your own'
+    )
   seeds = [config['seed'] + s for s in range(section['num_seeds'])]
   splits = [
     functional.split(build.build_model(section['model'], seed))

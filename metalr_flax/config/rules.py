@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 # holds them equal.
 TASKS = (
   'breast_cancer', 'digits', 'drifting_target', 'ill_conditioned_regression',
-  'images', 'linear_regression', 'noisy_quadratic', 'table', 'text',
+  'images', 'linear_regression', 'noisy_quadratic', 'stream', 'table', 'text',
 )  # fmt: skip
 MODELS = ('cnn', 'linear', 'mlp', 'transformer', 'vector')
 ESTIMATORS = ('forward', 'none', 'reverse')

@@ -1,12 +1,14 @@
 """Tasks: data, loss and metrics. `TASKS` lists the ones a config can name."""
 
 from metalr_flax.tasks.breast_cancer import BreastCancer
+from metalr_flax.tasks.classification_stream import ClassificationStream
 from metalr_flax.tasks.digits import Digits
 from metalr_flax.tasks.images import Images
 from metalr_flax.tasks.linear_regression import LinearRegression
 from metalr_flax.tasks.quadratic import NoisyQuadratic
 from metalr_flax.tasks.regression import DriftingTarget
 from metalr_flax.tasks.regression import IllConditionedRegression
+from metalr_flax.tasks.stream import Stream as Stream
 from metalr_flax.tasks.table import Table
 from metalr_flax.tasks.task import RefusedError as RefusedError
 from metalr_flax.tasks.task import Task
@@ -20,6 +22,7 @@ TASKS: dict[str, type[Task]] = {
   'images': Images,
   'linear_regression': LinearRegression,
   'noisy_quadratic': NoisyQuadratic,
+  'stream': ClassificationStream,
   'table': Table,
   'text': Text,
 }

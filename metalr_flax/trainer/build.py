@@ -27,7 +27,10 @@ from metalr_flax.models import functional
 from metalr_flax.trainer import build_loss
 from metalr_flax.trainer import build_optimizers
 from metalr_flax.trainer import evaluate
+from metalr_flax.trainer import feed as feed_lib
 from metalr_flax.trainer import lookup
+from metalr_flax.trainer import purity
+from metalr_flax.trainer import streams as streams_lib
 from metalr_flax.tuning import steered
 from metalr_flax.workdir import fingerprint
 
@@ -40,7 +43,9 @@ class Experiment:
 
   Attributes:
     problem: the bilevel problem.
-    step_fn: one outer step, `state -> (state, metrics)`; pure.
+    step_fn: one outer step, `state -> (state, metrics)`; pure. With streams,
+      `(state, feed) -> (state, metrics)`; without a feed it can be traced, on
+      batches of zeros.
     init_state: makes the state before the first outer step.
     evaluate: `(params, model_state) -> metrics` on the task's held-out data.
     make_model: `(params, model_state) -> nnx.Module` in evaluation mode.
@@ -52,10 +57,11 @@ class Experiment:
     known_answers: the values that a perfect model would end at, by name.
     shares_stream: whether batches of the outer loss are meant to be held out,
       and are the next ones of the training stream for want of a `next_meta`.
+    streams: what batches are read from; None for a task in memory.
   """
 
   problem: records.Problem
-  step_fn: outer.StepFn
+  step_fn: Callable[..., tuple[records.MetaTrainState, records.Metrics]]
   init_state: Callable[[], records.MetaTrainState]
   evaluate: evaluate.EvaluateFn
   make_model: Callable[[Any, Any], nnx.Module]
@@ -65,6 +71,7 @@ class Experiment:
   loss_label: str
   known_answers: dict[str, float]
   shares_stream: bool
+  streams: streams_lib.Streams | None
 
 
 def build(config: Config) -> Experiment:
@@ -84,6 +91,10 @@ def build(config: Config) -> Experiment:
   task = build_task(config['task'])
   split = functional.split(build_model(config['model'], config['seed']))
   problem, initial = _build_problem(config, task, split)
+  streams = None
+  if isinstance(task, tasks.Stream):
+    streams = streams_lib.Streams(task, config)
+    problem = feed_lib.blank(problem, streams.spec)
   meta_tx = build_optimizers.build_meta_tx(
     config['meta'], config['task']['loss_kwargs']
   )
@@ -109,7 +120,8 @@ def build(config: Config) -> Experiment:
       )
     ),
     evaluate=evaluate.make_evaluate(
-      functional.make_loss_fn(split.eval, task.loss), _eval_batches(task)
+      functional.make_loss_fn(split.eval, task.loss),
+      _eval_batches(task, config['task']['name']),
     ),
     make_model=split.eval.merge,
     meta_tx=meta_tx,
@@ -119,6 +131,7 @@ def build(config: Config) -> Experiment:
     known_answers=_known_answers(task),
     shares_stream=config['meta']['objective'] == 'held_out'
     and not has_next_meta(task),
+    streams=streams,
   )
 
 
@@ -131,6 +144,8 @@ def _first_values(
     'model_state': split.model_state,
     'data_state': task.init(jax.random.key(config['seed'])),
   }
+  if not isinstance(task, tasks.Stream):
+    purity.check(task, values['data_state'], config['task']['name'])
   fingerprint.check_savable(values, config)
   return values
 
@@ -253,14 +268,13 @@ def _make_step_fn(
   estimator: meta_gradient.Estimator,
   summarize: Callable[[records.MetaTrainState], dict[str, jax.Array]],
 ) -> outer.StepFn:
-  step = functools.partial(
-    outer.outer_step, problem=problem, meta_tx=meta_tx, estimator=estimator
-  )
-
   def step_fn(
-    state: records.MetaTrainState,
+    state: records.MetaTrainState, feed: feed_lib.Feed | None = None
   ) -> tuple[records.MetaTrainState, records.Metrics]:
-    state, metrics = step(state)
+    fed = problem if feed is None else feed_lib.fed(problem, feed)
+    state, metrics = outer.outer_step(
+      state, fed, meta_tx=meta_tx, estimator=estimator
+    )
     return state, {**metrics, **summarize(state)}
 
   return step_fn
@@ -293,7 +307,9 @@ def _summarizer(task: tasks.Task, split: functional.Split) -> Callable:
   return summarize
 
 
-def _eval_batches(task: tasks.Task) -> Any:
+def _eval_batches(task: tasks.Task, name: str) -> Any:
+  if isinstance(task, tasks.Stream):
+    return streams_lib.eval_batches(task, name)
   return task.eval_batches() if hasattr(task, 'eval_batches') else ()
 
 

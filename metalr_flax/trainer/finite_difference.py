@@ -13,6 +13,7 @@ from metalr_flax.engine import meta_gradient
 from metalr_flax.engine import outer
 from metalr_flax.engine import records
 from metalr_flax.trainer import build
+from metalr_flax.trainer import feed as feed_lib
 from metalr_flax.trainer import refusals
 
 TOLERANCE = 1e-6
@@ -47,10 +48,13 @@ def audit(config: build.Config, warm_up: int) -> list[Row]:
   """
   with jax.enable_x64(True), build.randomness(config):
     experiment = build.build(config)
+    problem = experiment.problem
+    if experiment.streams:
+      problem = feed_lib.fed(problem, experiment.streams.first(warm_up + 1))
     problem = dataclasses.replace(
-      experiment.problem,
-      next_batch=_doubled(experiment.problem.next_batch),
-      next_meta_batch=_doubled(experiment.problem.next_meta_batch),
+      problem,
+      next_batch=_doubled(problem.next_batch),
+      next_meta_batch=_doubled(problem.next_meta_batch),
     )
     step = jax.jit(
       lambda s: outer.outer_step(

@@ -11,6 +11,7 @@ import pathlib
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from metalr_flax import errors
@@ -21,6 +22,7 @@ from metalr_flax.engine import records
 from metalr_flax.trainer import best
 from metalr_flax.trainer import build
 from metalr_flax.trainer import compilation_cache
+from metalr_flax.trainer import feed as feed_lib
 from metalr_flax.trainer import refusals
 
 MAX_ROWS = 1000  # metrics rows held on the device
@@ -52,6 +54,8 @@ def train(
   ):
     experiment = build.build(config)
     rows = max_rows(config)
+    if experiment.streams:
+      rows = experiment.streams.max_rows(rows)
     state, lowered = _lower_checked(config, experiment, rows)
     compiling = pool.submit(lowered.compile)
     from metalr_flax import console
@@ -101,6 +105,8 @@ def lower_chunk(
 ) -> jax.stages.Lowered:
   """The run's one executable, `(state, num_steps) -> (state, chunk)`.
 
+  With streams it has a third argument, the feed of the chunk.
+
   The state given to it is donated: its arrays are gone afterwards.
 
   Args:
@@ -114,5 +120,18 @@ def lower_chunk(
   outer_steps = functools.partial(
     outer.outer_steps, step_fn=experiment.step_fn, max_steps=rows
   )
-  jitted = jax.jit(outer_steps, donate_argnums=0)
-  return jitted.lower(state, np.int32(0))
+  if not experiment.streams:
+    jitted = jax.jit(outer_steps, donate_argnums=0)
+    return jitted.lower(state, np.int32(0))
+
+  def fed_steps(
+    state: records.MetaTrainState, num_steps: jax.Array, feed: feed_lib.Feed
+  ) -> tuple[records.MetaTrainState, outer.Chunk]:
+    # After a step that was not finite the feed is that of later steps.
+    num_steps = jnp.where(state.step == feed.step, num_steps, 0)
+    step_fn = lambda state: experiment.step_fn(state, feed)
+    return outer_steps(state, num_steps, step_fn=step_fn)
+
+  jitted = jax.jit(fed_steps, donate_argnums=0)
+  feed = experiment.streams.spec.of_rows(rows)
+  return jitted.lower(state, np.int32(0), feed)

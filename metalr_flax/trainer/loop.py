@@ -22,6 +22,7 @@ from metalr_flax.engine import outer
 from metalr_flax.engine import records
 from metalr_flax.trainer import best
 from metalr_flax.trainer import build
+from metalr_flax.trainer import feeder as feeder_lib
 from metalr_flax.trainer import recorder as recorder_lib
 from metalr_flax.trainer import saver
 from metalr_flax.workdir import checkpoint
@@ -109,11 +110,15 @@ def _run_locked(
     recorder_lib.opened(
       run.workdir, run.config, run.experiment, state, record
     ) as recorder,
+    feeder_lib.opened(
+      run.experiment.streams, run.config, run.max_rows, run.stop
+    ) as feeder,
   ):
     recorder.greet(resumed=bool(found))
+    feeder.begin(int(state.step), record)
     newest = found.step if found else None
-    save = saver.Saver(checkpoints, recorder, newest, standing)
-    state = _loop(run, state, recorder, save)
+    save = saver.Saver(checkpoints, recorder, feeder, newest, standing)
+    state = _loop(run, state, recorder, feeder, save)
     if int(state.step) < run.num_outer_steps:
       console.say(
         f'ending early: {save.standing.why()}; a larger --config.patience goes '
@@ -153,6 +158,7 @@ def _loop(
   run: Run,
   state: records.MetaTrainState,
   recorder: recorder_lib.Recorder,
+  feeder: feeder_lib.Feeder,
   save: saver.Saver,
 ) -> records.MetaTrainState:
   """Trains chunk after chunk until the run is done or a signal came."""
@@ -162,9 +168,11 @@ def _loop(
   pending = None
   try:
     while not _is_over(run, step, save) and not run.stop:
-      count = pace.next_count(step)
-      state, chunk = outer_steps(state, np.int32(count))
-      end = step + count
+      taken = feeder.take(step, pace.next_count)
+      if not taken:
+        break
+      state, chunk = outer_steps(state, np.int32(taken.steps), *taken.feed)
+      end = step + taken.steps
       evaluation = (
         run.experiment.evaluate(state.params, state.model_state)
         if end % run.config['eval_every'] == 0
@@ -189,6 +197,7 @@ def _loop(
     # `state` is that before the step rejected, whatever was asked for since.
     raise _keep_last_good(run, state, save, error) from error
   save.last(state)
+  feeder.check(step)
   if run.stop and not _is_over(run, step, save):
     raise errors.Interrupted(
       f'{run.stop.name} at outer step {step}, state saved in {run.workdir}; '

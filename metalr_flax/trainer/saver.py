@@ -2,6 +2,7 @@
 
 from metalr_flax.engine import records
 from metalr_flax.trainer import best
+from metalr_flax.trainer import feeder as feeder_lib
 from metalr_flax.trainer import recorder as recorder_lib
 from metalr_flax.workdir import saving
 
@@ -17,19 +18,21 @@ class Saver:
     self,
     checkpoints: saving.Checkpoints,
     recorder: recorder_lib.Recorder,
+    feeder: feeder_lib.Feeder,
     newest: int | None,
     standing: best.Standing,
   ):
     self.standing = standing
     self._checkpoints = checkpoints
     self._recorder = recorder
+    self._feeder = feeder
     self._newest = newest
 
   def __call__(self, state: records.MetaTrainState) -> None:
     """Starts to save a state that is not there yet; waits for the device."""
     step = int(state.step)
     if step != self._newest:
-      self._checkpoints.save(state, self._record())
+      self._checkpoints.save(state, self._record(state))
       self._newest = step
 
   def watches(self, evaluation: records.Metrics) -> bool:
@@ -54,7 +57,7 @@ class Saver:
     value = float(evaluation[self.standing.metric.removeprefix('eval/')])
     self.standing = self.standing.after(step, value)
     if self.standing.step == step:
-      self._checkpoints.save(state, self._record(), best=True)
+      self._checkpoints.save(state, self._record(state), best=True)
 
   def last(self, state: records.MetaTrainState) -> int:
     """Saves a run's last state; returns its step when all is on the disk."""
@@ -62,5 +65,9 @@ class Saver:
     self._checkpoints.wait()
     return int(state.step)
 
-  def _record(self) -> dict:
-    return {**self._recorder.flush(), **self.standing.record()}
+  def _record(self, state: records.MetaTrainState) -> dict:
+    return {
+      **self._recorder.flush(),
+      **self._feeder.record(state),
+      **self.standing.record(),
+    }
