@@ -9,6 +9,8 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
+from metalr_flax.models import precision
+
 # A layer norm takes the statistics of a whole image. Those of one pixel are 0
 # where the image is blank, and its norm 0 / 0 but for epsilon.
 _NORMS: dict[str, Callable[..., nnx.Module]] = {
@@ -25,13 +27,22 @@ class Block(nnx.Module):
     norm: one scale and one bias for each channel.
   """
 
-  def __init__(self, d_in: int, d_out: int, *, norm: str, rngs: nnx.Rngs):
+  def __init__(
+    self,
+    d_in: int,
+    d_out: int,
+    *,
+    norm: str,
+    dtype: jnp.dtype | None,
+    rngs: nnx.Rngs,
+  ):
     """Builds the layers.
 
     Args:
       d_in: channels of the input.
       d_out: channels of the output.
       norm: one of 'batch' and 'layer'.
+      dtype: what to compute in, None for that of the input.
       rngs: the source of the initial weights.
     """
     self.conv = nnx.Conv(
@@ -41,9 +52,10 @@ class Block(nnx.Module):
       use_bias=False,
       kernel_init=nnx.initializers.he_normal(),
       conv_general_dilated=convolve,
+      dtype=dtype,
       rngs=rngs,
     )
-    self.norm = _NORMS[norm](d_out, rngs=rngs)
+    self.norm = _NORMS[norm](d_out, dtype=dtype, rngs=rngs)
 
   def __call__(self, x: jax.Array) -> jax.Array:
     """Maps `[B, H, W, d_in]` to `[B, H, W, d_out]`."""
@@ -56,6 +68,7 @@ class CNN(nnx.Module):
   Images are channel-last (NHWC).
 
   Attributes:
+    dtype: what the layers compute in, None for that of their input.
     blocks: one for each of `features`.
     dropout: on the image's mean, None where its rate is 0.
     head: dense layer from the last of `features` to the classes.
@@ -69,6 +82,7 @@ class CNN(nnx.Module):
     in_channels: int = 1,
     norm: str = 'layer',
     dropout: float = 0.0,
+    dtype: str | None = None,
     rngs: nnx.Rngs,
   ):
     """Builds the layers.
@@ -79,6 +93,8 @@ class CNN(nnx.Module):
       in_channels: channels of the images.
       norm: 'layer', or 'batch' with running averages for evaluation.
       dropout: share of the last features that training drops, in [0, 1).
+      dtype: what it computes in, 'float32' or 'bfloat16'; the weights and the
+        output are float32 all the same. None is the dtype of its input.
       rngs: the source of the initial weights, and of the dropout's stream.
 
     Raises:
@@ -90,13 +106,14 @@ class CNN(nnx.Module):
       raise ValueError(f'dropout={dropout}: must be in [0, 1)')
     if not features:
       raise ValueError('features=(): must name one width at least')
+    self.dtype = precision.compute_dtype(dtype)
     widths = (in_channels, *features)
     self.blocks = nnx.List(
-      Block(d_in, d_out, norm=norm, rngs=rngs)
+      Block(d_in, d_out, norm=norm, dtype=self.dtype, rngs=rngs)
       for d_in, d_out in zip(widths, features, strict=False)
     )
     self.dropout = nnx.Dropout(dropout, rngs=rngs) if dropout else None
-    self.head = nnx.Linear(widths[-1], num_classes, rngs=rngs)
+    self.head = nnx.Linear(widths[-1], num_classes, dtype=self.dtype, rngs=rngs)
 
   def __call__(self, x: jax.Array) -> jax.Array:
     """Maps images `[B, H, W, C]` to logits `[B, num_classes]`."""
@@ -106,7 +123,7 @@ class CNN(nnx.Module):
     x = jnp.mean(x, axis=(1, 2))
     if self.dropout is not None:
       x = self.dropout(x)
-    return self.head(x)
+    return precision.as_logits(self.head(x), self.dtype)
 
 
 def convolve(

@@ -7,6 +7,7 @@ from flax import nnx
 import jax
 
 from metalr_flax.models import dropout
+from metalr_flax.models import precision
 
 
 class MLP(nnx.Module):
@@ -14,6 +15,7 @@ class MLP(nnx.Module):
 
   Attributes:
     layers: `len(features) - 1` dense layers, He-normal weights, zero biases.
+    dtype: what the layers compute in, None for that of their input.
     dropout: after each ReLU, at the rate that a call gives; None where no call
       will give one.
   """
@@ -23,6 +25,7 @@ class MLP(nnx.Module):
     *,
     features: Sequence[int],
     gaussian_dropout: bool = False,
+    dtype: str | None = None,
     rngs: nnx.Rngs,
   ):
     """Builds the layers.
@@ -30,12 +33,22 @@ class MLP(nnx.Module):
     Args:
       features: widths from the input to the output, e.g. `(64, 128, 10)`.
       gaussian_dropout: whether calls may give a `dropout_rate`.
+      dtype: what it computes in, 'float32' or 'bfloat16'; the weights and the
+        output are float32 all the same. None is the dtype of its input.
       rngs: the source of the initial weights, and of the dropout's stream.
+
+    Raises:
+      ValueError: for another dtype.
     """
+    self.dtype = precision.compute_dtype(dtype)
     self.layers = nnx.List(
       [
         nnx.Linear(
-          d_in, d_out, kernel_init=nnx.initializers.he_normal(), rngs=rngs
+          d_in,
+          d_out,
+          kernel_init=nnx.initializers.he_normal(),
+          dtype=self.dtype,
+          rngs=rngs,
         )
         for d_in, d_out in itertools.pairwise(features)
       ]
@@ -58,4 +71,4 @@ class MLP(nnx.Module):
       x = jax.nn.relu(layer(x))
       if self.dropout is not None and dropout_rate is not None:
         x = self.dropout(x, dropout_rate)
-    return self.layers[-1](x)
+    return precision.as_logits(self.layers[-1](x), self.dtype)

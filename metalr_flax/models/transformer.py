@@ -3,10 +3,14 @@
 Shape legend: B batch, T tokens, D d_model, H heads, V vocab_size.
 """
 
+import functools
+
 import chex
 from flax import nnx
 import jax
 import jax.numpy as jnp
+
+from metalr_flax.models import precision
 
 
 class Attention(nnx.Module):
@@ -18,17 +22,28 @@ class Attention(nnx.Module):
     num_heads: H.
   """
 
-  def __init__(self, d_model: int, *, num_heads: int, rngs: nnx.Rngs):
+  def __init__(
+    self,
+    d_model: int,
+    *,
+    num_heads: int,
+    dtype: jnp.dtype | None,
+    rngs: nnx.Rngs,
+  ):
     """Builds the layers.
 
     Args:
       d_model: D, a multiple of 2 H.
       num_heads: H.
+      dtype: what to compute in, None for that of the input.
       rngs: the source of the initial weights.
     """
     self.num_heads = num_heads
-    self.qkv = nnx.Linear(d_model, 3 * d_model, use_bias=False, rngs=rngs)
-    self.out = nnx.Linear(d_model, d_model, use_bias=False, rngs=rngs)
+    layer = functools.partial(
+      nnx.Linear, use_bias=False, dtype=dtype, rngs=rngs
+    )
+    self.qkv = layer(d_model, 3 * d_model)
+    self.out = layer(d_model, d_model)
 
   def __call__(self, x: jax.Array) -> jax.Array:
     """Maps `[B, T, D]` to `[B, T, D]`."""
@@ -60,13 +75,21 @@ class Block(nnx.Module):
     num_heads: int,
     d_ff: int,
     dropout: float,
+    dtype: jnp.dtype | None,
     rngs: nnx.Rngs,
   ):
     """Builds the layers; the arguments are `Transformer`'s."""
-    self.norms = nnx.List(nnx.RMSNorm(d_model, rngs=rngs) for _ in range(2))
-    self.attention = Attention(d_model, num_heads=num_heads, rngs=rngs)
-    self.up = nnx.Linear(d_model, d_ff, use_bias=False, rngs=rngs)
-    self.down = nnx.Linear(d_ff, d_model, use_bias=False, rngs=rngs)
+    self.norms = nnx.List(
+      nnx.RMSNorm(d_model, dtype=dtype, rngs=rngs) for _ in range(2)
+    )
+    self.attention = Attention(
+      d_model, num_heads=num_heads, dtype=dtype, rngs=rngs
+    )
+    layer = functools.partial(
+      nnx.Linear, use_bias=False, dtype=dtype, rngs=rngs
+    )
+    self.up = layer(d_model, d_ff)
+    self.down = layer(d_ff, d_model)
     self.dropout = nnx.Dropout(dropout, rngs=rngs) if dropout else None
 
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -86,6 +109,7 @@ class Transformer(nnx.Module):
   2017, https://arxiv.org/abs/1608.05859), no biases.
 
   Attributes:
+    dtype: what the layers compute in, None for that of the weights.
     embedding: `[V, D]`; std 0.02 as in GPT-2, so that the first predictions
       are nearly uniform.
     blocks: `num_layers` of them.
@@ -101,6 +125,7 @@ class Transformer(nnx.Module):
     num_layers: int,
     d_ff: int | None = None,
     dropout: float = 0.0,
+    dtype: str | None = None,
     rngs: nnx.Rngs,
   ):
     """Builds the layers.
@@ -112,6 +137,8 @@ class Transformer(nnx.Module):
       num_layers: blocks.
       d_ff: width inside the perceptrons; 4 D unless given.
       dropout: share of what each part adds that training drops, in [0, 1).
+      dtype: what it computes in, 'float32' or 'bfloat16'; the weights and the
+        output are float32 all the same. None is the dtype of its weights.
       rngs: the source of the initial weights, and of the dropout's stream.
 
     Raises:
@@ -124,6 +151,7 @@ class Transformer(nnx.Module):
       )
     if not 0 <= dropout < 1:
       raise ValueError(f'dropout={dropout}: must be in [0, 1)')
+    self.dtype = precision.compute_dtype(dtype)
     # Not nnx.Embed: it computes in its weights' first dtype, float32, whatever
     # they are cast to for a check in float64.
     initial = nnx.initializers.normal(0.02)
@@ -134,20 +162,23 @@ class Transformer(nnx.Module):
         num_heads=num_heads,
         d_ff=d_ff or 4 * d_model,
         dropout=dropout,
+        dtype=self.dtype,
         rngs=rngs,
       )
       for _ in range(num_layers)
     )
-    self.norm = nnx.RMSNorm(d_model, rngs=rngs)
+    self.norm = nnx.RMSNorm(d_model, dtype=self.dtype, rngs=rngs)
 
   def __call__(self, tokens: jax.Array) -> jax.Array:
     """Maps tokens `[B, T]`, int32, to logits `[B, T, V]`, float32."""
     chex.assert_rank(tokens, 2)
     embedding = self.embedding[...]
+    if self.dtype is not None:
+      embedding = embedding.astype(self.dtype)
     x = jnp.take(embedding, tokens, axis=0)
     for block in self.blocks:
       x = block(x)
-    return self.norm(x) @ embedding.T
+    return precision.as_logits(self.norm(x) @ embedding.T, self.dtype)
 
 
 def rotate(x: jax.Array, *, base: float = 10_000.0) -> jax.Array:
@@ -164,10 +195,12 @@ def rotate(x: jax.Array, *, base: float = 10_000.0) -> jax.Array:
     The rotated features, of x's shape and dtype.
   """
   length, width = x.shape[1], x.shape[-1]
-  exponents = jnp.arange(0, width, 2, dtype=x.dtype) / width
-  positions = jnp.arange(length, dtype=x.dtype)
+  # bfloat16 has no position beyond 256 but the even ones.
+  dtype = jnp.promote_types(x.dtype, jnp.float32)
+  exponents = jnp.arange(0, width, 2, dtype=dtype) / width
+  positions = jnp.arange(length, dtype=dtype)
   angles = jnp.outer(positions, base**-exponents)[None, :, None, :]
-  cos, sin = jnp.cos(angles), jnp.sin(angles)
+  cos, sin = jnp.cos(angles).astype(x.dtype), jnp.sin(angles).astype(x.dtype)
   first, second = jnp.split(x, 2, axis=-1)
   return jnp.concatenate(
     [first * cos - second * sin, second * cos + first * sin], axis=-1
