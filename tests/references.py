@@ -1,6 +1,7 @@
 """What results are compared with: written once, from definitions alone."""
 
 import jax
+import numpy as np
 import optax
 
 
@@ -74,3 +75,18 @@ def after_updates(tx, params, opt_state, grads):
     updates, opt_state = tx.update(g, opt_state, params)
     params = optax.apply_updates(params, updates)
   return params, opt_state
+
+
+def running_average(first, values, share):
+  """The average of a run's params, in float64.
+
+  Args:
+    first: before the first outer step.
+    values: after each of them.
+    share: config `average`.
+  """
+  x = np.asarray(first, np.float64)
+  for t, z in enumerate(values, 1):
+    half_life = max(share * t, min(10.0, t / 2))
+    x = x + (1 - 2 ** (-1 / half_life)) * (np.asarray(z, np.float64) - x)
+  return x

@@ -10,6 +10,7 @@ import difflib
 from typing import Any
 
 from metalr_flax import errors
+from metalr_flax.config import rules
 from metalr_flax.config import schema
 from metalr_flax.engine import ranges
 
@@ -35,6 +36,7 @@ def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
   _check_fields(dict(flatten_fields(plain)), schema.FIELDS)
   _check_schedule(plain['inner'])
   _check_stopping(plain)
+  _check_microbatches(plain['inner'], plain['task'])
   _check_learned(plain['inner'], plain['task'], plain['meta'])
   _check_estimator(plain['meta'])
   return plain
@@ -142,6 +144,23 @@ def _check_schedule(inner: Mapping[str, Any]) -> None:
       inner['schedule_kwargs'],
       'needs a schedule',
       'set --config.inner.schedule=warmup_cosine_decay_schedule or another',
+    )
+
+
+def _check_microbatches(
+  inner: Mapping[str, Any], task: Mapping[str, Any]
+) -> None:
+  """Refuses parts that a batch cannot be cut into.
+
+  The batch of a user's own task is not known yet.
+  """
+  count, size = inner['microbatches'], task['batch_size']
+  if task['name'] in rules.TASKS and size % count:
+    raise errors.ConfigError.of(
+      'inner.microbatches',
+      count,
+      f'must divide task.batch_size={size}',
+      'set --config.inner.microbatches= to a divisor of it',
     )
 
 

@@ -49,6 +49,12 @@ FIELDS: dict[str, Field] = {
   'checkpoint_every': Field(
     rules.POSITIVE_INTEGER, 'outer steps between checkpoints', 200
   ),
+  'average': Field(
+    rules.SHARE,
+    "half-life of an average of the model, as a share of the run's steps so "
+    'far; 0 for none',
+    0.0,
+  ),
   'best_metric': Field(
     rules.METRIC,
     "whose best checkpoint is kept beside the newest; '': none",
@@ -84,6 +90,9 @@ FIELDS: dict[str, Field] = {
   'inner.kwargs': Field(rules.MAPPING, "the optimizer's other arguments", {}),
   'inner.clip_norm': Field(
     rules.NUMBER, "largest norm of a batch's gradient; 0 for any", 0.0
+  ),
+  'inner.microbatches': Field(
+    rules.POSITIVE_INTEGER, 'parts that a batch is computed in, one by one', 1
   ),
   'inner.schedule': Field(
     rules.SCHEDULE, "multiplies the optimizer's updates, such as a warm-up", ''

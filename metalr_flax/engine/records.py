@@ -75,6 +75,8 @@ class MetaTrainState(flax.struct.PyTreeNode, kw_only=True):
     tangents: forward mode's Z where it outlives its window: by leaf path,
       arrays [k, ...]; otherwise `{}`.
     data_state: the sampler's position, whatever `Task.init` returned.
+    average: running averages of `params` and `model_state` by these names, see
+      `averaging`; `{}` where none is kept.
   """
 
   step: jax.Array
@@ -85,6 +87,7 @@ class MetaTrainState(flax.struct.PyTreeNode, kw_only=True):
   meta_opt_state: optax.OptState
   tangents: dict[str, jax.Array]
   data_state: PyTree
+  average: PyTree = flax.struct.field(default_factory=dict)
 
   @property
   def inner(self) -> InnerState:

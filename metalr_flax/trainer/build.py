@@ -20,7 +20,9 @@ from metalr_flax import models
 from metalr_flax import tasks
 from metalr_flax.config import rules
 from metalr_flax.config import schema
+from metalr_flax.engine import averaging
 from metalr_flax.engine import meta_gradient
+from metalr_flax.engine import microbatches
 from metalr_flax.engine import outer
 from metalr_flax.engine import records
 from metalr_flax.models import functional
@@ -73,6 +75,10 @@ class Experiment:
   shares_stream: bool
   streams: streams_lib.Streams | None
 
+  def evaluate_state(self, state: records.MetaTrainState) -> records.Metrics:
+    """Evaluates a state's model, and its average where one is kept."""
+    return evaluate.evaluate_state(self.evaluate, state)
+
 
 def build(config: Config) -> Experiment:
   """Builds everything that `config` names.
@@ -108,15 +114,18 @@ def build(config: Config) -> Experiment:
   return Experiment(
     problem=problem,
     step_fn=_make_step_fn(
-      problem, meta_tx, estimator, _summarizer(task, split)
+      problem, meta_tx, estimator, _summarizer(task, split), config['average']
     ),
     init_state=lambda: _unshared(
-      outer.init_state(
-        problem,
-        **_first_values(config, task, split),
-        hyperparams=initial,
-        meta_tx=meta_tx,
-        estimator=estimator,
+      _with_average(
+        outer.init_state(
+          problem,
+          **_first_values(config, task, split),
+          hyperparams=initial,
+          meta_tx=meta_tx,
+          estimator=estimator,
+        ),
+        config['average'],
       )
     ),
     evaluate=evaluate.make_evaluate(
@@ -168,10 +177,16 @@ def _build_problem(
       initial, of_tx, held_out=meta['objective'] == 'held_out'
     )
   problem = records.Problem(
-    loss_fn=functional.make_loss_fn(
-      split.train, functools.partial(task.loss, **fixed)
+    loss_fn=microbatches.split(
+      functional.make_loss_fn(
+        split.train, functools.partial(task.loss, **fixed)
+      ),
+      inner_section['microbatches'],
     ),
-    meta_loss_fn=functional.make_loss_fn(split.meta, task.loss),
+    meta_loss_fn=microbatches.split(
+      functional.make_loss_fn(split.meta, task.loss),
+      inner_section['microbatches'],
+    ),
     next_batch=task.next,
     next_meta_batch=task.next_meta if has_next_meta(task) else task.next,
     tx=build_optimizers.build_tx(
@@ -267,6 +282,7 @@ def _make_step_fn(
   meta_tx: optax.GradientTransformation,
   estimator: meta_gradient.Estimator,
   summarize: Callable[[records.MetaTrainState], dict[str, jax.Array]],
+  average: float,
 ) -> outer.StepFn:
   def step_fn(
     state: records.MetaTrainState, feed: feed_lib.Feed | None = None
@@ -275,9 +291,20 @@ def _make_step_fn(
     state, metrics = outer.outer_step(
       state, fed, meta_tx=meta_tx, estimator=estimator
     )
+    if average:
+      state = state.replace(average=averaging.update(state, average))
     return state, {**metrics, **summarize(state)}
 
   return step_fn
+
+
+def _with_average(
+  state: records.MetaTrainState, share: float
+) -> records.MetaTrainState:
+  """The first state with the average that its run keeps."""
+  if not share:
+    return state
+  return state.replace(average=averaging.begin(state))
 
 
 def _unshared(state: records.MetaTrainState) -> records.MetaTrainState:

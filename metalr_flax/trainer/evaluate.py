@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from metalr_flax.engine import averaging
 from metalr_flax.engine import records
 
 PyTree = Any
@@ -51,6 +52,30 @@ def make_evaluate(
     )
 
   return evaluate
+
+
+def evaluate_state(
+  evaluate: EvaluateFn, state: records.MetaTrainState
+) -> records.Metrics:
+  """Evaluates a state's model, and the average of it where one is kept.
+
+  Args:
+    evaluate: see `make_evaluate`.
+    state: what to evaluate.
+
+  Returns:
+    The metrics of the model by name, and of the average by the same names
+    after `average_`.
+  """
+  metrics = evaluate(state.params, state.model_state)
+  if not state.average:
+    return metrics
+  averaged = averaging.averaged(state)
+  of_average = evaluate(averaged.params, averaged.model_state)
+  return {
+    **metrics,
+    **{f'average_{name}': value for name, value in of_average.items()},
+  }
 
 
 def _size(batch: PyTree) -> int:

@@ -90,7 +90,7 @@ def _lower_checked(
     state = experiment.init_state()
     best.check_metric(
       config,
-      jax.eval_shape(experiment.evaluate, state.params, state.model_state),
+      jax.eval_shape(experiment.evaluate_state, state),
     )
     return state, lower_chunk(experiment, state, rows)
 

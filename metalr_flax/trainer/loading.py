@@ -10,7 +10,9 @@ import optax
 from metalr_flax import errors
 from metalr_flax import tasks
 from metalr_flax.config import check
+from metalr_flax.engine import averaging
 from metalr_flax.engine import bijections
+from metalr_flax.engine import records
 from metalr_flax.trainer import build
 from metalr_flax.trainer import build_schedule
 from metalr_flax.workdir import checkpoint
@@ -20,7 +22,7 @@ from metalr_flax.workdir import schedule
 
 
 def load(
-  workdir: str | pathlib.Path, *, best: bool = False
+  workdir: str | pathlib.Path, *, best: bool = False, average: bool = False
 ) -> tuple[nnx.Module, config_dict.ConfigDict, Any]:
   """Loads a trained model, its config and its schedule from a workdir.
 
@@ -36,6 +38,8 @@ def load(
     workdir: the folder of a run that has a checkpoint.
     best: whether to load the checkpoint of the best evaluation, which a run
       with a `best_metric` keeps, instead of the newest one.
+    average: whether to load the average of the model that the run kept (config
+      `average`).
 
   Returns:
     The trained NNX module of the newest intact checkpoint, or of the best one,
@@ -46,7 +50,8 @@ def load(
 
   Raises:
     WorkdirError: where the folder is no workdir or has no checkpoint yet, or
-      its `metrics.csv` is not as the checkpoint recorded.
+      its `metrics.csv` is not as the checkpoint recorded; for an average that
+      its run did not keep.
     NoCheckpointError: where no checkpoint is intact.
     ConfigError: where a class that its config names no longer exists.
     StorageError: where the storage cannot be read.
@@ -56,7 +61,8 @@ def load(
   with build.randomness(config):
     experiment = build.build(config)
     found = _find(path / (folder.BEST if best else folder.STATE), experiment)
-    model = experiment.make_model(found.state.params, found.state.model_state)
+    state = _averaged(path, found.state) if average else found.state
+    model = experiment.make_model(state.params, state.model_state)
   return (
     model,
     config_dict.ConfigDict(config),
@@ -91,6 +97,18 @@ def load_task(workdir: str | pathlib.Path) -> tasks.Task:
   config = _config(pathlib.Path(workdir))
   with build.randomness(config):
     return build.build_task(config['task'])
+
+
+def _averaged(
+  path: pathlib.Path, state: records.MetaTrainState
+) -> records.MetaTrainState:
+  """The state with the average of its model."""
+  if not state.average:
+    raise errors.WorkdirError(
+      f'{path}: its run kept no average; train with --config.average=0.1, or '
+      f'load it without average=True'
+    )
+  return averaging.averaged(state)
 
 
 def _config(path: pathlib.Path) -> dict[str, Any]:

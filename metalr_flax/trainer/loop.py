@@ -126,7 +126,7 @@ def _run_locked(
       )
     lock.check()
     recorder.finish(
-      run.experiment.evaluate(state.params, state.model_state),
+      run.experiment.evaluate_state(state),
       run.command,
       save.standing.results(),
     )
@@ -174,7 +174,7 @@ def _loop(
       state, chunk = outer_steps(state, np.int32(taken.steps), *taken.feed)
       end = step + taken.steps
       evaluation = (
-        run.experiment.evaluate(state.params, state.model_state)
+        run.experiment.evaluate_state(state)
         if end % run.config['eval_every'] == 0
         else {}
       )

@@ -293,9 +293,7 @@ def _metric_keys(
   experiment: build.Experiment, state: records.MetaTrainState
 ) -> list[str]:
   _, metrics = jax.eval_shape(experiment.step_fn, state)
-  evaluation = jax.eval_shape(
-    experiment.evaluate, state.params, state.model_state
-  )
+  evaluation = jax.eval_shape(experiment.evaluate_state, state)
   blank = {'meta/loss', 'meta/grad_norm'}  # columns of every estimator
   return [*({*metrics} | blank), *(f'eval/{name}' for name in evaluation), RATE]
 

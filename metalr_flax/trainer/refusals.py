@@ -9,6 +9,7 @@ from metalr_flax import tasks
 from metalr_flax.engine import agreement
 from metalr_flax.engine import forward
 from metalr_flax.engine import losses
+from metalr_flax.engine import microbatches
 
 
 @contextlib.contextmanager
@@ -37,6 +38,8 @@ def _learnable(of_loss: Collection[str]) -> Iterator[None]:
       f'meta.estimator=forward: {str(error).partition(":")[0]}; set '
       f'--config.meta.estimator=reverse'
     ) from error
+  except microbatches.UnevenError as error:
+    raise errors.ConfigError(f'inner.{error}') from error
   except agreement.InertError as error:
     what = 'loss' if error.name in of_loss else 'optimizer'
     raise errors.ConfigError(

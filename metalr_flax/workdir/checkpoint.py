@@ -6,6 +6,7 @@ seals it, and it is renamed. A step without an intact manifest does not count.
 """
 
 from collections.abc import Callable
+import dataclasses
 import os
 import pathlib
 import re
@@ -171,11 +172,21 @@ def _read(path: pathlib.Path, template: records.MetaTrainState) -> Found:
   fingerprint.check_structure(
     path, notes['leaves'], fingerprint.describe(template)
   )
-  state = arrays.restore(path, template)
+  state = template.replace(**arrays.restore(path, _stored(template)))
   if fingerprint.digest(state) != notes['sha256']:
     raise manifest.DamagedError('its arrays are not those that were saved')
   fingerprint.warn_of_changes(notes['environment'])
   return Found(notes['step'], state, notes['record'])
+
+
+def _stored(state: records.MetaTrainState) -> dict[str, Any]:
+  """A state's fields, without an average where none is kept.
+
+  Orbax refuses a checkpoint without a field that is asked for, even if empty;
+  those of release 0.1 have no average.
+  """
+  fields = {f.name: getattr(state, f.name) for f in dataclasses.fields(state)}
+  return {n: v for n, v in fields.items() if n != 'average' or v}
 
 
 @files.retried
@@ -211,11 +222,12 @@ def write(
   for name in files.list_directory(path.parent):
     if name.startswith(saving.name):
       _remove(path.parent / name)
-  arrays.save(saving, state)
-  arrays.check_complete(saving, state)
+  stored = _stored(state)
+  arrays.save(saving, stored)
+  arrays.check_complete(saving, stored)
   sha256 = fingerprint.digest(state)
   if compare:
-    arrays.check_equal(saving, state, sha256)
+    arrays.check_equal(saving, stored, fingerprint.digest(stored))
   manifest.seal(
     saving,
     path.name,
