@@ -1,5 +1,6 @@
 """The lines on stdout and stderr that tell a person how a run goes."""
 
+import collections
 from collections.abc import Callable, Mapping
 import datetime
 import functools
@@ -7,10 +8,13 @@ import logging as python_logging
 import os
 import sys
 import time
-from typing import Any
+from typing import Any, TYPE_CHECKING
 
 from absl import flags
 from absl import logging
+
+if TYPE_CHECKING:
+  from metalr_flax import terminal
 
 _SHOWN = ('loss', 'accuracy', 'learning_rate')
 
@@ -22,8 +26,19 @@ def set_up_logging() -> None:
   logging.use_absl_handler()
   logging.set_verbosity(logging.INFO)
   logging.get_absl_handler().addFilter(_is_for_people)
+  logging.get_absl_handler().setFormatter(_Plain())
   if not isinstance(sys.unraisablehook, functools.partial):
     sys.unraisablehook = functools.partial(_show, sys.unraisablehook)
+
+
+class _Plain(python_logging.Formatter):
+  """Writes a line of the log as our errors are: who says it, and what it is."""
+
+  def format(self, record: python_logging.LogRecord) -> str:
+    """A record as `metalr_flax: warning: ...`."""
+    ours = f'{os.sep}metalr_flax{os.sep}' in record.pathname
+    who = 'metalr_flax' if ours else record.name.partition('.')[0]
+    return f'{who}: {record.levelname.lower()}: {super().format(record)}'
 
 
 def _show(hook: Callable[[Any], Any], unraisable: Any) -> None:
@@ -65,8 +80,31 @@ def say(text: str) -> None:
     logging.warning('stdout: %s; going on without it', error)
 
 
+def is_terminal() -> bool:
+  """Whether stdout is a terminal that can go back in its line."""
+  try:
+    shown = sys.stdout is not None and sys.stdout.isatty()
+  except ValueError:  # it was closed
+    return False
+  return shown and os.environ.get('TERM', '') not in ('', 'dumb', 'unknown')
+
+
+def open_line() -> 'terminal.Line | None':
+  """The line that is updated in place; None where stdout has no such line."""
+  if not is_terminal():
+    return None
+  from metalr_flax import terminal  # imports rich
+
+  # To the stderr that the line looks after.
+  flags.FLAGS['logtostderr'].value = True
+  return terminal.Line()
+
+
 class Progress:
-  """Prints how far a run has come, at each evaluation or every few seconds.
+  """Shows how far a run has come: a line updated in place, or lines.
+
+  At each evaluation there is a line that stays; where stdout is no terminal,
+  also every few seconds.
 
   Attributes:
     every_secs: seconds between lines where there is no evaluation.
@@ -89,9 +127,29 @@ class Progress:
     self._answers = known_answers
     self._step = start
     self._said = time.monotonic()
+    self._line = open_line()
+    self._marks: collections.deque[tuple[float, int]] = collections.deque(
+      maxlen=10
+    )
+
+  def wait_for(self, what: str) -> None:
+    """Says what the run does now, before it goes on with steps.
+
+    Args:
+      what: a few words, such as `compiling`.
+    """
+    if self._line:
+      self._line.show_word(what)
+    else:
+      say(f'{what} ...')
+
+  def close(self) -> None:
+    """Removes the line that is updated in place."""
+    if self._line:
+      self._line.close()
 
   def __call__(self, step: int, row: Mapping[str, float]) -> None:
-    """Prints a line if there was an evaluation or the last line is old.
+    """Updates the line; prints one after an evaluation or where it is time.
 
     Args:
       step: outer steps done.
@@ -99,24 +157,66 @@ class Progress:
         were in use in it.
     """
     now = time.monotonic()
+    shown = {key: value for key, value in row.items() if self._is_shown(key)}
     evaluated = any(key.startswith('eval/') for key in row)
     due = evaluated or now - self._said >= self.every_secs
-    if not due or step == self._step:
-      return
+    if self._line:
+      self._update(self._line, step, shown, evaluated)
+    elif due and step != self._step:
+      self._print(step, shown, now)
+
+  def _print(self, step: int, row: Mapping[str, float], now: float) -> None:
     rate = (step - self._step) / max(now - self._said, 1e-9)
     self._step, self._said = step, now
     left = datetime.timedelta(seconds=round((self._total - step) / rate))
     width = len(str(self._total))
-    values = '  '.join(
-      self._format(key, value)
-      for key, value in row.items()
-      if key.startswith('hyperparams/')
-      or key.rpartition('/')[2] in (*_SHOWN, *self._answers)
-    )
+    values = '  '.join(self._format(key, value) for key, value in row.items())
     say(
       f'step {step:{width}}/{self._total} ({100 * step // self._total:3}%)  '
       f'{values}  | {rate:,.1f} steps/s, {left} left'
     )
+
+  def _update(
+    self,
+    line: 'terminal.Line',
+    step: int,
+    row: Mapping[str, float],
+    evaluated: bool,
+  ) -> None:
+    """Shows the last step in the line, and above it what was evaluated."""
+    from metalr_flax import terminal
+
+    done = f'{step:{len(str(self._total))}}/{self._total}'
+    done = f'{done} {100 * step // self._total:3}%'
+    keys = sorted(row, key=_place)
+    if evaluated:
+      values = tuple(self._format(key, row[key]) for key in keys)
+      say(line.fit(f'step {done}', values))
+    values = tuple(
+      # All of one width: the line stands still.
+      f'{_name(key).removeprefix("train/")} {row[key]:<#8.3g}'
+      for key in keys
+      if not key.startswith('eval/')
+    )
+    share = step / self._total if self._total else 1.0
+    speed = self._speed(step)
+    line.show(lambda: terminal.Parts(done, share, values, speed))
+
+  def _speed(self, step: int) -> str:
+    """Outer steps per second over the last chunks, and the time left."""
+    from metalr_flax import terminal
+
+    self._marks.append((time.monotonic(), step))
+    begun, before = self._marks[0]
+    if step == before:
+      return ''
+    rate = (step - before) / max(self._marks[-1][0] - begun, 1e-9)
+    left = terminal.duration((self._total - step) / rate)
+    return f'{f"{rate:.{0 if rate >= 10 else 2}f}/s":>6}{left:>6} left'
+
+  def _is_shown(self, key: str) -> bool:
+    name = key.rpartition('/')[2]
+    return key.startswith('hyperparams/') or name in (*_SHOWN, *self._answers)
 
   def say_answers(self) -> None:
     """Prints the known answers, where there are any."""
@@ -132,7 +232,18 @@ class Progress:
   def _format(self, key: str, value: float) -> str:
     """A value, with its answer where it is not that of one batch."""
     section, _, name = key.rpartition('/')
-    shown = key.removeprefix('hyperparams/').removeprefix('params/')
     answered = name in self._answers and section in ('eval', 'params')
     answer = f' ({self._answers[name]:g})' if answered else ''
-    return f'{shown} {value:.4g}{answer}'
+    return f'{_name(key)} {value:.4g}{answer}'
+
+
+def _name(key: str) -> str:
+  """A metric's name as it is shown."""
+  return key.removeprefix('hyperparams/').removeprefix('params/')
+
+
+def _place(key: str) -> int:
+  """How important a metric is: there may be no room for the last ones."""
+  first = ('eval/loss', 'eval/', 'train/loss', 'hyperparams/')
+  fitting = (i for i, start in enumerate(first) if key.startswith(start))
+  return next(fitting, len(first))

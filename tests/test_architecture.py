@@ -33,6 +33,7 @@ RULES = _rules()
 DOORS = {
   'array_record': {'tasks.records'},
   'grain': {'tasks.grain_data'},
+  'rich': {'terminal'},
   'orbax': {'workdir.arrays'},
   'etils': {'workdir.arrays'},
   'tensorstore': {'workdir.arrays'},

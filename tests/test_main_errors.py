@@ -403,13 +403,22 @@ def test_help_and_letters_that_stdout_does_not_take(tmp_path):
       f'--workdir={tmp_path}/é',
       '--config.num_outer_steps=3',
     ],
-    env={**os.environ, 'PYTHONIOENCODING': 'ascii'},
+    env={
+      **os.environ,
+      'PYTHONIOENCODING': 'ascii',
+      'TERM': 'xterm-256color',
+      'FORCE_COLOR': '1',
+    },
     capture_output=True,
     cwd=ROOT,
     check=False,
   )
   assert process.returncode == 0, process.stderr
   assert b'\\xe9' in process.stdout
+  # No terminal: lines alone, whatever the environment says.
+  assert b'\ncompiling ...\n' in process.stdout
+  assert b'\x1b' not in process.stdout + process.stderr
+  assert b'\r' not in process.stdout
 
 
 @pytest.mark.parametrize('encoding', ['ascii', 'latin-1', 'utf-8'])

@@ -57,6 +57,8 @@ def train_runs(
   learning_rates: tuple[float, ...],
   stop: interrupts.StopRequest,
   weight_decays: tuple[float, ...] = (),
+  *,
+  note: Callable[[int], None] = lambda done: None,
 ) -> Runs:
   """Trains a contestant from every learning rate with every seed.
 
@@ -66,6 +68,7 @@ def train_runs(
     learning_rates: R of them; a contestant without one has one run a seed.
     stop: true once a signal asked to stop, looked at between evaluations.
     weight_decays: one beside each learning rate, or none.
+    note: told after each evaluation how many updates are done.
 
   Raises:
     Interrupted: where it did.
@@ -86,6 +89,7 @@ def train_runs(
     state, row = advance(state, np.int32(end - done))
     rows.append(jax.device_get(row))
     done = end
+    note(done * contestant.updates)
   curves, learned = (np.stack(values) for values in zip(*rows, strict=True))
   steps = np.array(ends) * contestant.updates
   make = _make_runs if arena.unseen is None else _stop_early

@@ -1,6 +1,7 @@
 """Runs a comparison: trains one cell after another and writes the results."""
 
 from collections.abc import Mapping
+import contextlib
 import datetime
 import pathlib
 import time
@@ -17,6 +18,7 @@ from metalr_flax.comparison import cells
 from metalr_flax.comparison import contestants
 from metalr_flax.comparison import outcomes
 from metalr_flax.comparison import plots
+from metalr_flax.comparison import progress as progress_lib
 from metalr_flax.comparison import race
 from metalr_flax.comparison import standings as standings_lib
 from metalr_flax.comparison import standings_page
@@ -63,8 +65,11 @@ def compare(
       files.make_directory(workdir)
       with folder.locked(workdir):
         workdir_lib.write_config(workdir, config)
-        _train_cells(config, workdir, waiting, arenas, len(found), stop)
-        _write_results(config, workdir, command)
+        progress = progress_lib.Progress(len(selected))
+        with contextlib.closing(progress):
+          _train_cells(config, workdir, waiting, arenas, progress, stop)
+          progress.wait_for('writing the results')
+          _write_results(config, workdir, command)
 
 
 def _train_cells(
@@ -72,14 +77,15 @@ def _train_cells(
   workdir: pathlib.Path,
   waiting: list[cells.Cell],
   arenas: Mapping[str, arena_lib.Arena],
-  before: int,  # cells finished by earlier commands
+  progress: progress_lib.Progress,
   stop: interrupts.StopRequest,
 ) -> None:
-  clock, total = Clock(waiting), before + len(waiting)
-  for number, cell in enumerate(waiting, before + 1):
+  clock, total = Clock(waiting), progress.num_cells
+  for number, cell in enumerate(waiting, total - len(waiting) + 1):
     if stop:
       raise _interrupted(stop, workdir, number - 1)
     begun = time.monotonic()
+    progress.begin(number, cell)
     try:
       runs = race.train_runs(
         contestants.build_contestant(config, cell, arenas[cell.problem]),
@@ -87,6 +93,7 @@ def _train_cells(
         cell.learning_rates,
         stop,
         cell.weight_decays,
+        note=progress.note,
       )
     except errors.Interrupted as error:
       raise _interrupted(stop, workdir, number - 1) from error
@@ -99,11 +106,15 @@ def _train_cells(
       cell, runs, arenas[cell.problem].unseen, config['seed'], seconds
     )
     workdir_lib.write_cell(workdir, outcome)
+    left = clock.left(cell, seconds)
+    progress.end(left.total_seconds())
+    # A terminal's line has the time that is left.
+    rest = '' if console.is_terminal() else f', {left} left'
     console.say(
       f'cell {number:{len(str(total))}}/{total}  {cell.id}: '
       f'{_say_score(outcome)}, '
       f'{np.sum(outcome.diverged)} of {outcome.diverged.size} runs diverged  '
-      f'| {seconds:.1f} s, {clock.left(cell, seconds)} left'
+      f'| {seconds:.1f} s{rest}'
     )
 
 

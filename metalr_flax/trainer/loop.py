@@ -163,6 +163,7 @@ def _loop(
 ) -> records.MetaTrainState:
   """Trains chunk after chunk until the run is done or a signal came."""
   step = int(state.step)
+  recorder.wait_for('compiling')
   outer_steps = run.outer_steps()
   pace = _Pace(run)
   pending = None
@@ -196,6 +197,7 @@ def _loop(
   except errors.DivergedError as error:
     # `state` is that before the step rejected, whatever was asked for since.
     raise _keep_last_good(run, state, save, error) from error
+  recorder.wait_for('saving' if run.stop else 'writing the results')
   save.last(state)
   feeder.check(step)
   if run.stop and not _is_over(run, step, save):

@@ -69,9 +69,11 @@ def opened(
   with metrics_csv.MetricsFile(path, keys, record) as metrics:
     events.cut_events(workdir, record['event_sizes'])
     writer = events.make_writer(workdir, int(state.step))
+    recorder = Recorder(workdir, config, experiment, state, metrics, writer)
     try:
-      yield Recorder(workdir, config, experiment, state, metrics, writer)
+      yield recorder
     finally:
+      recorder.close()
       writer.close()
 
 
@@ -143,6 +145,14 @@ class Recorder:
     self._writer.write_hparams(_hparams(self._config))
     console.say(f'starting in {self._workdir}')
     self._line.say_answers()
+
+  def wait_for(self, what: str) -> None:
+    """Says what the run does now, instead of steps."""
+    self._line.wait_for(what)
+
+  def close(self) -> None:
+    """Leaves the terminal as it was."""
+    self._line.close()
 
   def write_chunk(self, pending: Pending) -> float:
     """Writes a chunk's rows, waiting for the device to have done it.
