@@ -30,7 +30,8 @@ def command(workdir, config='default', **fields):
     for name, value in fields.items()
   ]
   path = CONFIGS / f'{config}.py'
-  return [f'--config={path}', f'--workdir={workdir}', *overrides]
+  doubled = str(workdir).replace('{', '{{').replace('}', '}}')  # no field
+  return [f'--config={path}', f'--workdir={doubled}', *overrides]
 
 
 def run_here(workdir, config='default', *, stop=None, **fields):
@@ -48,13 +49,18 @@ def run_here(workdir, config='default', *, stop=None, **fields):
 
 def parse_comparison(*argv):
   """The resolved config of a comparison's command line."""
+  return parse(argv).config
+
+
+def parse(argv):
+  """A comparison's command line."""
   return flags.parse(
     'metalr_flax.compare',
     argv,
     '',
     check_name=config_lib.check_name,
     resolve=config_lib.resolve,
-  ).config
+  )
 
 
 def environment():

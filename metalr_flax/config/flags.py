@@ -20,6 +20,7 @@ from ml_collections.config_flags import config_path
 from metalr_flax import errors
 from metalr_flax.config import check
 from metalr_flax.config import help
+from metalr_flax.config import naming
 from metalr_flax.config import schema
 
 COMPARE = 'metalr_flax.compare'
@@ -81,9 +82,10 @@ def parse(
   except Exception as error:  # a placeholder without value, a bad reference
     text = errors.text_of(error)
     raise errors.ConfigError(f'config={path}: {text}; complete it') from error
+  resolved = resolve(config)
   return Arguments(
-    config=resolve(config),
-    workdir=_workdir(values.workdir, path),
+    config=resolved,
+    workdir=_workdir(values.workdir, path, resolved),
     command=_command(module, argv),
   )
 
@@ -112,22 +114,25 @@ def _check_command(
     raise errors.ConfigError(f'config={path}: is for {kind}; run {command}')
 
 
-def _workdir(given: str | None, config: pathlib.Path) -> pathlib.Path:
+def _workdir(
+  given: str | None, path: pathlib.Path, config: Mapping[str, Any]
+) -> pathlib.Path:
   """The folder that `--workdir` names: a local one."""
   if given is None:
-    return pathlib.Path('checkpoints') / config.stem
+    return pathlib.Path('checkpoints') / path.stem
   if not given:
     raise errors.ConfigError('workdir=: must not be empty; leave the flag out')
+  given = naming.fill(given, config)
   if re.match(r'[A-Za-z][A-Za-z0-9+.-]*://', given):
     raise errors.ConfigError.of(
       'workdir', given, 'must be a local folder', 'mount it, or copy it there'
     )
-  path = os.path.expanduser(given)
-  if path.startswith('~'):
+  local = os.path.expanduser(given)
+  if local.startswith('~'):
     raise errors.ConfigError.of(
       'workdir', given, 'there is no such user', f'for a folder write ./{given}'
     )
-  return pathlib.Path(path)
+  return pathlib.Path(local)
 
 
 def _flag(argument: str) -> tuple[str, str | None]:

@@ -231,7 +231,7 @@ def check_config(
   if differences:
     raise errors.WorkdirError(
       f'workdir={path}: holds a run with {_shown(differences)}; run it '
-      f'elsewhere: {command} --workdir={shlex.quote(str(free_name(path)))}'
+      f'elsewhere: {command} {as_flag(free_name(path))}'
     )
 
 
@@ -316,6 +316,12 @@ def _may_change(name: str, before: Any) -> bool:
   if name == 'num_outer_steps':
     return isinstance(before, int)  # or it is no run of ours
   return name in schema.MAY_CHANGE
+
+
+def as_flag(path: pathlib.Path) -> str:
+  """The flag that names a workdir, for a shell; its braces are doubled."""
+  doubled = str(path).replace('{', '{{').replace('}', '}}')
+  return f'--workdir={shlex.quote(doubled)}'
 
 
 def free_name(path: pathlib.Path) -> pathlib.Path:

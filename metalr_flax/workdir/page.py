@@ -9,7 +9,6 @@ import html
 import json
 import math
 import pathlib
-import shlex
 from typing import Any, NamedTuple
 
 from metalr_flax.workdir import folder
@@ -163,11 +162,11 @@ def run_again(workdir: pathlib.Path, command_text: str, rest: str) -> str:
     command_text: the command without its workdir.
     rest: what the same command does with the same workdir.
   """
-  anew = shlex.quote(str(folder.free_name(workdir)))
+  anew = folder.as_flag(folder.free_name(workdir))
   return section(
     'Run it again',
-    command(f'{command_text} --workdir={anew}'),
-    paragraph(f'With --workdir={shlex.quote(str(workdir))}, {rest}.'),
+    command(f'{command_text} {anew}'),
+    paragraph(f'With {folder.as_flag(workdir)}, {rest}.'),
   )
 
 
