@@ -50,6 +50,7 @@ def _compare(argv: Sequence[str], stop: interrupts.StopRequest) -> None:
     __doc__ or '',
     check_name=config.check_name,
     resolve=config.resolve,
+    fields=config.FIELDS,
   )
   workdir.check(arguments.workdir, arguments.config, arguments.command)
   from metalr_flax.comparison import run  # imports JAX: only when all is fine

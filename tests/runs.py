@@ -60,6 +60,7 @@ def parse(argv):
     '',
     check_name=config_lib.check_name,
     resolve=config_lib.resolve,
+    fields=config_lib.FIELDS,
   )
 
 

@@ -21,18 +21,55 @@ _COUNTS = {
   'num_evaluations': rules.POSITIVE_INTEGER,
 }
 _PROBLEM = (*_SECTIONS, *_COUNTS, 'objective', DECAYS)
-_TOP = (
-  'seed',
-  'num_seeds',
-  'num_evaluations',
-  'optimizers',
-  'learning_rates',
-  'initial_learning_rates',
-  'methods',
-  'only',
-  'problems',
+_RATES = rules.Rule(
+  'must be a list of learning rates', lambda v: isinstance(v, (list, tuple))
 )
-_KNOWN = (*_TOP, DECAYS)  # those of _TOP must be there
+_DECAY_RATES = rules.Rule(
+  'must be a list of weight decays', lambda v: isinstance(v, (list, tuple))
+)
+_NAMES = rules.Rule(
+  'must be known names, with commas', lambda v: isinstance(v, (list, tuple))
+)
+FIELDS: dict[str, schema.Field] = {
+  'seed': schema.Field(rules.SEED, 'of the first run; others have the next', 0),
+  'num_seeds': schema.Field(
+    rules.POSITIVE_INTEGER, 'runs from each setting', 5
+  ),
+  'num_evaluations': schema.Field(
+    rules.POSITIVE_INTEGER,
+    'how often a run is evaluated; the mean of the last tenth is its result',
+    40,
+  ),
+  'methods': schema.Field(
+    _NAMES, 'what to run now', tuple(methods_lib.METHODS)
+  ),
+  'only': schema.Field(_NAMES, 'the problems to run now, () for all', ()),
+  'optimizers': schema.Field(
+    rules.MAPPING,
+    'the inner optimizers, with their arguments other than the rate',
+    {'sgd': {'momentum': 0.9}, 'rmsprop': {}, 'adam': {}},
+  ),
+  'learning_rates': schema.Field(
+    _RATES,
+    'the grid of constant and cosine',
+    (1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0),
+  ),
+  'initial_learning_rates': schema.Field(
+    _RATES,
+    'where self_tuning and trainer start',
+    (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0),
+  ),
+  # Without a default in a resolved config: those of before had none.
+  DECAYS: schema.Field(
+    _DECAY_RATES, "the grid's second axis for the objective 'unseen', if any"
+  ),
+  'problems': schema.Field(
+    rules.MAPPING,
+    'what is trained: for each name task.* and model.* as of a training '
+    'config, num_steps, and where they differ num_seeds, num_evaluations, '
+    f'{DECAYS} and objective ({", ".join(OBJECTIVES)})',
+  ),
+}
 _NAME = re.compile(r'[A-Za-z0-9_-]+')  # it becomes a part of a file's name
 
 
@@ -53,11 +90,11 @@ def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
   plain = schema.to_plain(config)
   for name in plain:
     check_name(name)
-  for name in _TOP:
-    if name not in plain:
-      raise errors.ConfigError(
-        f'{name}: missing; add it to the config file (see configs/compare.py)'
-      )
+  plain = {**schema.to_plain(_defaults()), **plain}
+  if 'problems' not in plain:
+    raise errors.ConfigError(
+      'problems: missing; add it to the config file (see configs/compare.py)'
+    )
   _check_rule('seed', plain['seed'], rules.SEED)
   for name in ('num_seeds', 'num_evaluations'):
     _check_rule(name, plain[name], rules.POSITIVE_INTEGER)
@@ -79,6 +116,11 @@ def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
   return plain
 
 
+def _defaults() -> dict[str, Any]:
+  defaults = {name: field.default for name, field in FIELDS.items()}
+  return {name: v for name, v in defaults.items() if v is not None}
+
+
 def check_name(name: str) -> None:
   """Refuses the name of a field that a comparison's config does not have.
 
@@ -89,8 +131,8 @@ def check_name(name: str) -> None:
     ConfigError: with the nearest name there is.
   """
   top, *below = name.split('.')
-  if top not in _KNOWN:
-    near = check_lib.suggest(top, _KNOWN)
+  if top not in FIELDS:
+    near = check_lib.suggest(top, FIELDS)
     raise errors.ConfigError(f'{name}: unknown field; {near}')
   if top != 'problems' or len(below) < 2:
     return
@@ -204,9 +246,7 @@ def _check_mapping(name: str, value: Any) -> None:
 
 def _check_rates(name: str, rates: Any) -> None:
   if not isinstance(rates, list) or not rates:
-    raise errors.ConfigError.of(
-      name, rates, 'must be a list of learning rates', 'e.g. 1e-3,1e-2'
-    )
+    raise errors.ConfigError.of(name, rates, _RATES.text, 'e.g. 1e-3,1e-2')
   for rate in rates:
     _check_rule(name, rate, rules.POSITIVE_NUMBER)
   _check_ascends(name, rates)
@@ -215,7 +255,7 @@ def _check_rates(name: str, rates: Any) -> None:
 def _check_decays(name: str, decays: Any) -> None:
   if not isinstance(decays, list):
     raise errors.ConfigError.of(
-      name, decays, 'must be a list of weight decays', 'e.g. 0.0,0.1, or ()'
+      name, decays, _DECAY_RATES.text, 'e.g. 0.0,0.1, or ()'
     )
   for decay in decays:
     _check_rule(name, decay, rules.NUMBER)

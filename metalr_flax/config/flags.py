@@ -21,6 +21,7 @@ from metalr_flax import errors
 from metalr_flax.config import check
 from metalr_flax.config import help
 from metalr_flax.config import naming
+from metalr_flax.config import rules
 from metalr_flax.config import schema
 
 COMPARE = 'metalr_flax.compare'
@@ -49,6 +50,7 @@ def parse(
   *,
   check_name: Callable[[str], None] = check.check_name,
   resolve: Callable[[Mapping[str, Any]], dict[str, Any]] = check.resolve,
+  fields: Mapping[str, schema.Field] = schema.FIELDS,
 ) -> Arguments:
   """Reads `--config=FILE [--config.<field>=VALUE ...] [--workdir=DIR]`.
 
@@ -58,6 +60,7 @@ def parse(
     usage: printed for `--help`, which ends the program with status 0.
     check_name: refuses the name of a field that does not exist.
     resolve: checks the whole config and makes it plain.
+    fields: what such a config may have, by name.
 
   Returns:
     The checked config and the workdir, by default
@@ -67,16 +70,16 @@ def parse(
     ConfigError: for a flag, a field or a file that is wrong.
   """
   if {'-h', '--help', '-help'} & set(argv):
-    _print(usage if module == COMPARE else f'{usage}\n{help.fields_text()}')
+    _print(f'{usage}\n{help.fields_text(fields)}')
     raise SystemExit(0)
   given, rest = _split(argv)
   name, *argument = given.split(':', 1)  # file.py:argument is allowed
   path = _config_path(name)
-  loaded = _load(path, argument)
+  loaded = _load(path, argument, fields)
   _check_command(module, path, loaded, argv)
   for field in _overridden(rest):
     check_name(field)
-  values = _parse_flags(rest, path, loaded)
+  values = _parse_flags(rest, path, loaded, fields)
   try:
     config = values.config.to_dict()
   except Exception as error:  # a placeholder without value, a bad reference
@@ -166,7 +169,9 @@ def _config_path(given: str) -> pathlib.Path:
   return pathlib.Path(given)
 
 
-def _load(path: pathlib.Path, argument: list[str]) -> config_dict.ConfigDict:
+def _load(
+  path: pathlib.Path, argument: list[str], fields: Mapping[str, schema.Field]
+) -> config_dict.ConfigDict:
   """What a config file's `get_config` returns.
 
   ml_collections' own loader would write byte code beside the file, and keep the
@@ -185,16 +190,18 @@ def _load(path: pathlib.Path, argument: list[str]) -> config_dict.ConfigDict:
     )
   if isinstance(config, config_dict.FrozenConfigDict):
     config = config_dict.ConfigDict(config)  # flags have to change it
-  _complete(config)
+  _complete(config, fields)
   return config
 
 
-def _complete(config: config_dict.ConfigDict) -> None:
+def _complete(
+  config: config_dict.ConfigDict, fields: Mapping[str, schema.Field]
+) -> None:
   """Writes the defaults into a config, so that flags can change them."""
-  if 'problems' in config:  # a comparison's
+  if ('problems' in config) != ('problems' in fields):  # of another command
     return
   with config.unlocked():
-    for name, field in schema.FIELDS.items():
+    for name, field in fields.items():
       section, _, key = name.rpartition('.')
       if section and section not in config:
         config[section] = config_dict.ConfigDict()
@@ -213,7 +220,10 @@ def _overridden(argv: Sequence[str]) -> list[str]:
 
 
 def _parse_flags(
-  argv: Sequence[str], path: pathlib.Path, config: config_dict.ConfigDict
+  argv: Sequence[str],
+  path: pathlib.Path,
+  config: config_dict.ConfigDict,
+  fields: Mapping[str, schema.Field],
 ) -> flags.FlagValues:
   values, line = flags.FlagValues(), [sys.argv[0], *argv]
   try:
@@ -228,7 +238,7 @@ def _parse_flags(
       f'--{error.flagname}: unknown flag; {near}'
     ) from error
   except flags.IllegalFlagValueError as error:
-    raise _wrong_value(argv, path, config, error) from error
+    raise _wrong_value(argv, path, config, fields, error) from error
   except (flags.Error, ValueError) as error:  # e.g. a missing value
     raise errors.ConfigError(f'{error}; see --help') from error
   except Exception as error:  # what ml_collections finds in the config
@@ -244,6 +254,7 @@ def _wrong_value(
   argv: Sequence[str],
   path: pathlib.Path,
   config: config_dict.ConfigDict,
+  fields: Mapping[str, schema.Field],
   error: flags.Error,
 ) -> errors.ConfigError:
   """The line for an override that does not have the field's type."""
@@ -252,9 +263,9 @@ def _wrong_value(
     value = following if value is None else value
     if f'--{name}={value}:' in str(error):
       field = name.removeprefix('config.')
-      known = schema.FIELDS.get(field)
+      known = fields.get(field)
       keeps = known and known.rule.holds(_literal(value))
-      if known and (field in schema.MAPPINGS or not keeps):
+      if known and (known.rule is rules.MAPPING or not keeps):
         remedy = check.hint(field, value)
         return errors.ConfigError.of(field, value, known.rule.text, remedy)
       return _other_type(field, value, path, config)

@@ -456,6 +456,35 @@ def test_ten_times_the_start_is_diverged():
   assert found.finals[0, 2] == np.inf
 
 
+def test_a_config_names_what_differs_from_the_defaults(tmp_path):
+  """A resolved config is what it was: cells of before stay valid."""
+  short = tmp_path / 'short.py'
+  short.write_text(
+    'import runpy\n'
+    'from ml_collections import config_dict\n'
+    'def get_config():\n'
+    f"  whole = runpy.run_path('{runs.CONFIGS / 'compare.py'}')\n"
+    "  problems = whole['get_config']().problems\n"
+    "  return config_dict.ConfigDict({'problems': problems})\n"
+  )
+  whole = runs.parse_comparison(f'--config={runs.CONFIGS / "compare.py"}')
+  assert runs.parse_comparison(f'--config={short}') == whole
+  assert 'weight_decays' not in whole
+  changed = runs.parse_comparison(f'--config={short}', '--config.num_seeds=2')
+  assert changed['num_seeds'] == 2
+
+
+def test_help_lists_every_field(capsys):
+  with pytest.raises(SystemExit):
+    compare.main(['--help'])
+  said = capsys.readouterr().out
+  for name, field in config_lib.FIELDS.items():
+    assert f'\n  {name} ' in said
+    assert field.meaning.split()[0] in said
+  assert '[1e-06, 1e-05, 0.0001, 0.001,' in said
+  assert max(map(len, said.splitlines())) <= 80
+
+
 def test_the_repositorys_config_has_every_cell():
   config = flags.parse(
     'metalr_flax.compare',

@@ -513,6 +513,7 @@ def test_help_goes_before_every_mistake(flag, capsys):
   for name, field in schema.FIELDS.items():
     assert f'  {name} ' in said
     assert field.meaning.split()[0] in said
+  assert "forward, none, reverse ['forward']" in ' '.join(said.split())
   assert max(map(len, said.splitlines())) <= 80
 
 
