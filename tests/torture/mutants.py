@@ -153,6 +153,11 @@ MUTANTS = [
   Mutant('a held-out weight decay moves as any other in the trainer', 'trainer/build_optimizers', "held_out = section['objective'] == 'held_out'", 'held_out = False', 'tests/trainer/test_regularized_runs.py::test_a_weight_decay_follows_held_out_batches_at_the_whole_pace'),
   Mutant('NaN before the first held-out gradient stops eta', 'tuning/held_out', 'return Outer(followed, usable | ~held_out,', 'return Outer(followed, usable,', 'tests/tuning/test_held_out.py::test_none_that_was_ever_finite_is_as_none_given'),
   Mutant("the loss's mark falls, too", 'tuning/guard', 'jnp.array([True, False]) & held_out', 'jnp.array([True, True]) & held_out', 'tests/tuning/test_guard.py::test_on_held_out_data_a_loss_that_was_below_0_raises_no_alarm'),
+  Mutant('an extended run is refused its length by its first command', 'trainer/loop', '  run = _with_length(run)\n', '', 'tests/trainer/test_resume.py::test_an_extended_run_goes_on_by_its_first_command'),
+  Mutant('only the first difference is told', 'workdir/folder', '*differences[:_MOST_DIFFERENCES], *rest', '*differences[:1]', 'tests/test_main_errors.py::test_all_differences_are_told_at_once'),
+  Mutant('the cursor is hidden', 'terminal', '    del show\n    return False', '    return super().show_cursor(show)', 'tests/test_terminal.py::test_what_is_printed_and_logged_comes_above_the_line'),
+  Mutant('the log is written across the line', 'console', "  flags.FLAGS['logtostderr'].value = True", "  flags.FLAGS['logtostderr'].value = False", 'tests/test_terminal.py::test_what_is_printed_and_logged_comes_above_the_line'),
+  Mutant('a value may leave its folder', 'config/naming', "re.sub(r'[^\\w.+-]+', '-', str(value))", 'str(value)', 'tests/config/test_naming.py::test_fields_are_filled_in'),
 ]  # fmt: skip
 
 
