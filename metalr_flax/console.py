@@ -127,6 +127,7 @@ class Progress:
     self._answers = known_answers
     self._step = start
     self._said = time.monotonic()
+    self._waited = False  # since the last line: it shows no speed
     self._line = open_line()
     self._marks: collections.deque[tuple[float, int]] = collections.deque(
       maxlen=10
@@ -138,6 +139,7 @@ class Progress:
     Args:
       what: a few words, such as `compiling`.
     """
+    self._waited = True
     if self._line:
       self._line.show_word(what)
     else:
@@ -171,9 +173,11 @@ class Progress:
     left = datetime.timedelta(seconds=round((self._total - step) / rate))
     width = len(str(self._total))
     values = '  '.join(self._format(key, value) for key, value in row.items())
+    speed = '' if self._waited else f'  | {rate:,.1f} steps/s, {left} left'
+    self._waited = False
     say(
       f'step {step:{width}}/{self._total} ({100 * step // self._total:3}%)  '
-      f'{values}  | {rate:,.1f} steps/s, {left} left'
+      f'{values}{speed}'
     )
 
   def _update(

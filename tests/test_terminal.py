@@ -189,9 +189,14 @@ def test_where_there_is_no_going_back_there_are_lines(name, monkeypatch):
   progress = console.Progress(0, 10, {})
   progress.wait_for('compiling')
   progress(5, {'train/loss': 1.0, 'eval/loss': 2.0})
+  progress(6, {'train/loss': 1.0, 'eval/loss': 2.0})
   progress.close()
   said = tty.getvalue()
-  assert said.startswith('compiling ...\nstep  5/10 ( 50%)  train/loss 1  ')
+  first, second, third = said.splitlines()
+  assert first == 'compiling ...'
+  # The time of compiling is no speed.
+  assert second == 'step  5/10 ( 50%)  train/loss 1  eval/loss 2'
+  assert third.startswith('step  6/10 ( 60%)  train/loss 1  eval/loss 2  | ')
   assert '\x1b' not in said
 
 
