@@ -14,6 +14,7 @@ import re
 import subprocess
 import sys
 import urllib.parse
+import xml.etree.ElementTree
 
 import griffe
 import pytest
@@ -142,6 +143,17 @@ def test_every_config_field_is_in_the_trainers_table(site):
     row = re.search(rf'<tr>\s*<td><code>{name}</code></td>.*?</tr>', text, re.S)
     assert row, name
     assert html.escape(field.meaning, quote=False) in row[0], name
+
+
+def test_drawings_have_words_and_colours_for_the_dark(site):
+  drawings = {*site.glob('images/*.svg')} - {site / 'images/icon.svg'}
+  assert drawings
+  for path in drawings:
+    root = xml.etree.ElementTree.parse(path).getroot()
+    assert all(root.findtext(f'{{*}}{name}') for name in ('title', 'desc'))
+    text = path.read_text()
+    assert '@media (prefers-color-scheme: dark)' in text, path
+    assert not re.search('href|url\\((?!#)', text), path
 
 
 def test_search_finds_pages_and_functions(site):
