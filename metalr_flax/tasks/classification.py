@@ -1,6 +1,7 @@
 """The base class of tasks that classify a small data set."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+import pathlib
 from typing import Any
 
 from flax import nnx
@@ -33,10 +34,14 @@ class Classification(parts_lib.InParts):
     *,
     batch_size: int,
     meta_batch_size: int | None,
+    files: Iterable[str | pathlib.Path] = (),
   ):
     """Puts the parts on the device, see `InParts`."""
     super().__init__(
-      parts, batch_size=batch_size, meta_batch_size=meta_batch_size
+      parts,
+      batch_size=batch_size,
+      meta_batch_size=meta_batch_size,
+      files=files,
     )
     self.classes = 1 + max(int(part['label'].max()) for part in parts)
 

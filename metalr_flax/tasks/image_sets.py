@@ -45,6 +45,14 @@ def read(path: str, size: Size | None, where: str) -> dict[str, Examples]:
   return _of_one_shape(parts, where)
 
 
+def files_of(path: str) -> list[pathlib.Path]:
+  """The files that `read` reads."""
+  if not path:
+    return []
+  root = pathlib.Path(path)
+  return [*pictures.image_files(root)] if root.is_dir() else [root]
+
+
 def pixels_of(images: Any, size: Size | None, where: str) -> np.ndarray:
   """Images of an array as pixels in [0, 1].
 

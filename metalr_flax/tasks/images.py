@@ -89,7 +89,10 @@ class Images(classification.Classification):
     for part in found:
       part['image'] = self._standardised(part['image'])
     super().__init__(
-      found, batch_size=batch_size, meta_batch_size=meta_batch_size
+      found,
+      batch_size=batch_size,
+      meta_batch_size=meta_batch_size,
+      files=image_sets.files_of(path),
     )
 
   @property

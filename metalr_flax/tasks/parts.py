@@ -1,6 +1,7 @@
 """The base class of tasks whose examples are in memory, in three parts."""
 
 from collections.abc import Iterable
+import pathlib
 from typing import Any
 
 from flax import nnx
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from metalr_flax.tasks import arguments
+from metalr_flax.tasks import digests
 from metalr_flax.tasks import sampling
 from metalr_flax.tasks import task
 
@@ -36,6 +38,7 @@ class InParts(task.Task):
     *,
     batch_size: int,
     meta_batch_size: int | None,
+    files: Iterable[str | pathlib.Path] = (),
   ):
     """Puts the parts on the device.
 
@@ -44,6 +47,7 @@ class InParts(task.Task):
       batch_size: B, from 1 to the train part's size.
       meta_batch_size: the same of the meta part; unless given B, or the whole
         meta part where that is smaller.
+      files: of the user, that the parts were read from.
 
     Raises:
       ValueError: for an argument outside these.
@@ -57,17 +61,19 @@ class InParts(task.Task):
     )
     self.batch_size = batch_size
     self.meta_batch_size = meta_batch_size
+    self._data_id = digests.id_of(files)
     self.train, self.meta, self.test = (
       {name: jnp.asarray(array) for name, array in part.items()}
       for part in parts
     )
 
   def init(self, rng: jax.Array) -> Any:
-    """One stream of epochs for each of the train and meta parts."""
+    """A stream of epochs of the train part, one of the meta part."""
     train_key, meta_key = jax.random.split(rng)
     return {
       'train': sampling.init_epochs(train_key, len(self.train['label'])),
       'meta': sampling.init_epochs(meta_key, len(self.meta['label'])),
+      **self._data_id,
     }
 
   def next(self, data_state: Any) -> tuple[Any, Any]:

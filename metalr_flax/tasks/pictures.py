@@ -88,7 +88,7 @@ def read_classes(
       f'one of its name'
     )
   for path in classes:
-    found = [*_image_files(path)]
+    found = [*image_files(path)]
     if not found:
       raise task.RefusedError(
         f'{where}: {path} holds no image; put some in or delete it'
@@ -107,7 +107,8 @@ def folders(path: str | pathlib.Path) -> Iterator[pathlib.Path]:
       yield entry
 
 
-def _image_files(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+def image_files(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+  """The image files below a folder, sorted, without hidden ones."""
   from PIL import Image  # only where it is used
 
   suffixes = Image.registered_extensions()

@@ -126,6 +126,7 @@ class Table(parts.InParts):
       (train, meta, test),
       batch_size=batch_size,
       meta_batch_size=meta_batch_size,
+      files=filter(None, (path, meta_path, test_path)),
     )
     if self.kind == 'regression':
       self.loss_label = 'squared error over the variance'

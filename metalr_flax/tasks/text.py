@@ -18,6 +18,7 @@ import numpy as np
 import optax
 
 from metalr_flax.tasks import arguments
+from metalr_flax.tasks import digests
 from metalr_flax.tasks import symbols
 from metalr_flax.tasks import task
 from metalr_flax.tasks import text_files
@@ -94,6 +95,7 @@ class Text(task.Task):
     self._check_lengths(parts, where)
     self._symbols = symbols.of(parts[0])
     self.vocab_size = self._symbols.size
+    self._data_id = digests.id_of(text_files.files_of(path))
     self.train, self.meta, self.test = (
       jnp.asarray(self._symbols.encode(part)) for part in parts
     )
@@ -101,7 +103,7 @@ class Text(task.Task):
   def init(self, rng: jax.Array) -> Any:
     """A key for each of the train and meta parts."""
     train_key, meta_key = jax.random.split(rng)
-    return {'train': train_key, 'meta': meta_key}
+    return {'train': train_key, 'meta': meta_key, **self._data_id}
 
   def next(self, data_state: Any) -> tuple[Any, Any]:
     """Windows of the train part: int32 [B, T] inputs and targets."""

@@ -22,20 +22,23 @@ def read(path: str, where: str) -> str:
     return ''.join(topics.topics[name] for name in sorted(topics.topics))
   if not pathlib.Path(path).is_dir():
     return _read_file(pathlib.Path(path), where)
-  files = [*_files_in(pathlib.Path(path))]
+  files = files_of(path)
   if not files:
     raise task.RefusedError(f'{where}: holds no file; give one of texts')
   return '\n'.join(_read_file(file, f'{where}: {file}') for file in files)
 
 
-def _files_in(folder: pathlib.Path) -> list[pathlib.Path]:
-  """The files below a folder by name, without hidden ones."""
-  found = []
-  for path in sorted(folder.rglob('*')):
-    parts = path.relative_to(folder).parts
-    if path.is_file() and not any(part.startswith('.') for part in parts):
-      found.append(path)
-  return found
+def files_of(path: str) -> list[pathlib.Path]:
+  """The files that `read` reads, by name, without hidden ones."""
+  root = pathlib.Path(path)
+  if not path or not root.is_dir():
+    return [root] if path else []
+  return [
+    file
+    for file in sorted(root.rglob('*'))
+    if file.is_file()
+    and not any(p.startswith('.') for p in file.relative_to(root).parts)
+  ]
 
 
 def _read_file(file: pathlib.Path, where: str) -> str:

@@ -4,6 +4,7 @@ import pathlib
 from typing import Any
 
 from flax import nnx
+import jax
 from ml_collections import config_dict
 import optax
 
@@ -15,6 +16,7 @@ from metalr_flax.engine import bijections
 from metalr_flax.engine import records
 from metalr_flax.trainer import build
 from metalr_flax.trainer import build_schedule
+from metalr_flax.trainer import same_data
 from metalr_flax.workdir import checkpoint
 from metalr_flax.workdir import folder
 from metalr_flax.workdir import metrics_csv
@@ -90,13 +92,21 @@ def load_task(workdir: str | pathlib.Path) -> tasks.Task:
     to classes, numbers or text.
 
   Raises:
-    WorkdirError: where the folder is no workdir.
+    WorkdirError: where the folder is no workdir, or a file of the user's is no
+      longer as it was.
+    NoCheckpointError: where no checkpoint is intact.
     ConfigError: where the class or the data that its config names are gone.
     StorageError: where the storage cannot be read.
   """
-  config = _config(pathlib.Path(workdir))
+  path = pathlib.Path(workdir)
+  config = _config(path)
   with build.randomness(config):
-    return build.build_task(config['task'])
+    task = build.build_task(config['task'])
+    now = task.init(jax.random.key(config['seed']))
+    if same_data.is_known(now):
+      found = _find(path / folder.STATE, build.build(config))
+      same_data.check(path, config, found.state.data_state, now)
+  return task
 
 
 def _averaged(

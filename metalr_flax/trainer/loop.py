@@ -24,6 +24,7 @@ from metalr_flax.trainer import best
 from metalr_flax.trainer import build
 from metalr_flax.trainer import feeder as feeder_lib
 from metalr_flax.trainer import recorder as recorder_lib
+from metalr_flax.trainer import same_data
 from metalr_flax.trainer import saver
 from metalr_flax.workdir import checkpoint
 from metalr_flax.workdir import files
@@ -98,6 +99,9 @@ def _run_locked(
     return
   if found:  # refused before anything is changed
     recorder_lib.check(run.workdir, found.record)
+    same_data.check(
+      run.workdir, run.config, found.state.data_state, state.data_state
+    )
   files.write_json(run.workdir / folder.CONFIG, run.config)
   checkpoint.clean(directory, found)
   if standing.metric:

@@ -127,6 +127,6 @@ def check_structure(
     if before != now:
       raise errors.WorkdirError(
         f'{path}: {name} is {before} there and {now} in this program; go on '
-        f'with the code, versions and JAX_ENABLE_X64 that saved it, or choose '
-        f'another --workdir='
+        f'with the code, data, versions and JAX_ENABLE_X64 that saved it, or '
+        f'choose another --workdir='
       )

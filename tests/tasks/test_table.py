@@ -1,5 +1,6 @@
 """A user's table: its columns, its parts, and what comes back from a model."""
 
+import pathlib
 import subprocess
 import sys
 
@@ -347,6 +348,15 @@ def test_train_resume_load_and_predict(target, own_net, tmp_path):
   else:
     error = np.sqrt(np.mean((found - new['price']) ** 2))
     assert error < 0.5 * new['price'].std()
+  # Other data are refused, here where a cell has changed.
+  text = pathlib.Path('homes.csv').read_text()
+  pathlib.Path('homes.csv').write_text(text.replace('Zug', 'Bern', 1))
+  told = r'was trained on other data than are in task.path=homes.csv now'
+  with pytest.raises(errors.WorkdirError, match=told):
+    metalr_flax.load_task(workdir)
+  with pytest.raises(errors.WorkdirError, match=told):
+    runs.run_here(workdir, 'digits_mlp', num_outer_steps=61, **fields)
+  assert len(runs.rows(workdir)) == 60
 
 
 @pytest.mark.thorough
