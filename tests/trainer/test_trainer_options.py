@@ -182,7 +182,9 @@ def test_a_model_that_does_not_fit_the_task_is_one_line(
   tmp_path, config, fields
 ):
   workdir = tmp_path / 'new'
-  with pytest.raises(errors.ConfigError, match=r'does not fit|model\.kwargs') as caught:
+  with pytest.raises(
+    errors.ConfigError, match=r'does not fit|model\.kwargs'
+  ) as caught:
     runs.run_here(workdir, config, **fields)
   assert len(str(caught.value).splitlines()) == 1
   assert not workdir.exists()
