@@ -28,7 +28,11 @@ PAGES = [
   *sorted(str(p.relative_to(ROOT)) for p in ROOT.glob('docs/**/*.md')),
 ]
 # Runs that a page supposes, by the folder below checkpoints/.
-RUNS = {'docs/own_loop.md': ['default'], 'docs/trainer.md': ['default']}
+RUNS = {
+  'docs/own_data.md': ['table'],
+  'docs/own_loop.md': ['default'],
+  'docs/trainer.md': ['default'],
+}
 
 
 def blocks(page, language):
@@ -63,7 +67,8 @@ RECIPES = [p for p in PAGES if re.match('docs/recipes/', p) and code_of(p)]
 def test_code_runs_as_it_is_printed(page, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   for config in RUNS.get(page, []):
-    runs.run_here(tmp_path / 'checkpoints' / config, num_outer_steps=4)
+    workdir = tmp_path / 'checkpoints' / config
+    runs.run_here(workdir, config, num_outer_steps=4)
   run(page)
 
 
