@@ -22,6 +22,7 @@ CONFIG = 'configs/digits_regularized.py'
 TUNING = 'docs/self_tuning.md'
 ENGINE = 'docs/meta_gradients.md'
 RELIABILITY = 'docs/reliability.md'
+SCALE = 'docs/scale.md'
 
 
 def load(name):
@@ -42,6 +43,7 @@ SIZE = load('held_out_size.json')
 KNOWN = load('known_answers.json')['results']
 DIGITS = load('digits_regularized.json')
 COST = load('held_out_cost.json')
+BYTES = load('bytes_per_parameter.json')
 START = 1e-5  # where self_tuning starts from any rate above
 CAP = COMPARISON['rules']['cap_in_geometric_means']
 with (RESULTS / 'comparison/comparison.csv').open() as file:
@@ -194,6 +196,34 @@ def copied():
   )
 
 
+def drop_in_bytes(name):
+  """Bytes per parameter: each part, all of them, and of a running step."""
+  parts = BYTES['kept']['float32'][name].values()
+  return *parts, sum(parts), *BYTES['running'][name].values()
+
+
+def trainer_bytes(name):
+  row = BYTES['trainer'][name]
+  return *row['kept'].values(), *row['running'].values()
+
+
+DROP_INS = {
+  'sgd': 'SGD, its rate',
+  'sgd, momentum': 'SGD with momentum, its rate',
+  'adam': 'Adam, its rate',
+  'adamw': 'AdamW, its rate',
+  'adamw, rate and decay': 'AdamW, rate and weight decay',
+  'adamw, rate and b1': 'AdamW, rate and b1',
+}
+TRAINERS = {
+  'plain': '`none`: plain training',
+  'forward': '`forward`',
+  'forward, 3 learned': '`forward`, three learned',
+  'forward, no curvature': '`forward`, no curvature, discount 0.99',
+  'reverse': '`reverse`',
+}
+DROP_IN_ROW = '| {} | ' + '{:.0f} | ' * 5 + '{:.1f} / {:.1f} |'
+TRAINER_ROW = '| {} | ' + '{:.0f} | ' * 3 + '{:.1f} / {:.1f} |'
 FITS = SIZE['overall']['fits']
 LOOPS, COMMANDS = REFERENCE['loops'], REFERENCE['commands']
 NOISY = 'noisy_quadratic', 'ill_conditioned_regression', 'drifting_target'
@@ -251,6 +281,9 @@ FIGURES = [
   (ENGINE, '| `reverse` | grows with K | {:.0f}-{:.0f}x plain, exact', extremes(times('reverse', ALL))),
   (ENGINE, '(medians {:.2f} and {:.2f}; {} and {} of {} positive)', (cosines('subsample')[0], cosines('none')[0], cosines('subsample')[1], *cosines('none')[1:])),
   (RELIABILITY, 'A digits run of {:.0f} seconds that saves 25 times in it takes {:.2f}x its time', tuple(CHECKPOINT['a whole run'].values())),
+  *((SCALE, DROP_IN_ROW, (words, *drop_in_bytes(n))) for n, words in DROP_INS.items()),
+  *((SCALE, TRAINER_ROW, (words, *trainer_bytes(n))) for n, words in TRAINERS.items()),
+  (SCALE, 'Adam keeps {:.0f}', (sum(BYTES['kept']['bfloat16']['adam'].values()),)),
   *((RELIABILITY, SAVING_ROW, (n, *saving(n))) for n in CHECKPOINT if n.endswith('MB')),
 ]  # fmt: skip
 # Ratios that no benchmark gave: aims, and what plain training is by definition.
