@@ -22,7 +22,7 @@ CHROMIUM = next(
 needs_chromium = pytest.mark.skipif(
   CHROMIUM is None, reason='no chromium here: nobody looks at the pages'
 )
-VOID = {'meta', 'br', 'hr', 'img', 'input', 'link'}
+VOID = {'meta', 'wbr', 'br', 'hr', 'img', 'input', 'link'}
 
 
 class Parser(html.parser.HTMLParser):
@@ -39,7 +39,7 @@ class Parser(html.parser.HTMLParser):
     super().__init__()
     self.tags = collections.Counter()
     self.attributes, self.texts, self.tables = [], [], {}
-    self._open, self._rows = [], None
+    self._open, self._rows, self._glued = [], None, False
     self.feed(text)
     self.close()
     assert not self._open, self._open
@@ -47,6 +47,7 @@ class Parser(html.parser.HTMLParser):
   def handle_starttag(self, tag, attributes):
     self.tags[tag] += 1
     self.attributes += [(tag, *pair) for pair in attributes]
+    self._glued = tag == 'wbr'  # inside a word
     if tag not in VOID:
       self._open.append(tag)
     if tag == 'table':
@@ -65,7 +66,7 @@ class Parser(html.parser.HTMLParser):
 
   def handle_data(self, data):
     if self._open and self._open[-1] not in ('script', 'style'):
-      self.texts.append(data)
+      self.texts.append(self.texts.pop() + data if self._glued else data)
     if {'td', 'th'} & {*self._open}:
       self._rows[-1][-1] += data
 

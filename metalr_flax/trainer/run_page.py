@@ -156,7 +156,8 @@ def _config(config: Mapping[str, Any]) -> list[str]:
   rows = []
   for name, field in schema.FIELDS.items():
     section, _, key = name.rpartition('.')
-    value = config[section][key] if section else config[name]
+    holder = config[section] if section else config
+    value = holder.get(key, field.default)
     if value != field.default:
       default = '-' if field.default is None else _text(field.default)
       rows.append([name, _text(value), default, field.meaning])

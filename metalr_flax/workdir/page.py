@@ -9,6 +9,7 @@ import html
 import json
 import math
 import pathlib
+import re
 from typing import Any, NamedTuple
 
 from metalr_flax.workdir import folder
@@ -19,6 +20,10 @@ from metalr_flax.workdir import page_style
 _POLICY = (
   "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 )
+
+
+# Between them a long name may go on in the next line.
+_PARTS = re.compile('(?<=[/.])(?=[A-Za-z])')
 
 
 class Cell(NamedTuple):
@@ -119,7 +124,7 @@ def table(
 
 def _cell(cell: str | Cell) -> str:
   if isinstance(cell, str):
-    return f'<td>{html.escape(cell)}</td>'
+    return f'<td>{_PARTS.sub("<wbr>", html.escape(cell))}</td>'
   value = 'Infinity' if math.isinf(cell.value) else f'{cell.value!r}'
   return (
     f'<td class="number" data-value="{value}">{html.escape(cell.text)}</td>'
@@ -149,7 +154,7 @@ def picture(svg: str, caption: str = '') -> str:
 def command(text: str) -> str:
   """A command with a button that copies it."""
   return (
-    f'<pre class="command">{html.escape(text)}</pre>'
+    f'<pre>{html.escape(text)}</pre>'
     f'<button type="button" class="copy" hidden>Copy</button>'
   )
 

@@ -31,8 +31,7 @@ th, td { text-align: left; vertical-align: top; padding: .3rem .75rem .3rem 0;
 th { vertical-align: bottom; font-weight: 600; }
 td.number { text-align: right; white-space: nowrap; }
 th.number { text-align: right; }
-td { min-width: 6.5rem; max-width: 28rem; overflow-wrap: anywhere; }
-td.number { min-width: 0; }
+td { max-width: 28rem; overflow-wrap: break-word; }
 td:last-child:not(.number) { min-width: 9rem; }
 .sorts th { cursor: pointer; }
 .sorts th:hover, .sorts th:focus-visible { color: var(--accent); }
@@ -47,7 +46,6 @@ svg * { stroke-linejoin: round; stroke-linecap: butt; }
 pre { margin: 0; padding: .75rem; overflow-x: auto; font-size: .8125rem;
   background: var(--ground); border: 1px solid var(--line);
   border-radius: 6px; overflow-wrap: normal; }
-pre.command { white-space: pre-wrap; overflow-wrap: anywhere; }
 button { font: inherit; font-size: .875rem; padding: .25rem .75rem;
   margin: .5rem 0; color: var(--ink); background: var(--card);
   border: 1px solid var(--line); border-radius: 6px; cursor: pointer; }

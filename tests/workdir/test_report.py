@@ -89,6 +89,34 @@ def test_it_is_one_file_that_says_what_was_run_and_what_came_out(written):
   assert "--workdir='" in found.text
 
 
+def test_a_run_of_no_step_and_one_without_anything_learned_have_pages(tmp_path):
+  arguments = flags.parse('metalr_flax.main', runs.command(tmp_path), '')
+  for steps in (0, 1):
+    step = np.arange(1.0, steps + 1)
+    columns = {'outer_step': step, 'inner_step': K * step, 'train/loss': step,
+               'meta/loss': np.nan * step, 'eval/loss': np.nan * step}  # fmt: skip
+    picture = plots.plot_run(
+      tmp_path / 'plot.png',
+      optimizer='SGD',
+      schedules={},
+      columns=columns,
+      evaluation={'eval/loss': np.inf},
+      loss_label='nats',
+      known_answers={},
+    )
+    run_page.write(
+      tmp_path,
+      arguments.config,
+      arguments.command,
+      report.Learned(columns, {}, picture),
+      report.make_results(columns, {'eval/loss': np.inf}),
+    )
+    found = pages.parse(tmp_path / 'report.html')
+    values = {row[0]: row[1] for row in found.tables['final'][1:]}
+    assert values['outer_step'] == str(steps)
+    assert values['eval/loss'] == '-'
+
+
 def test_its_picture_says_the_ends_and_a_long_run_makes_no_large_file(written):
   text = written.read_text()
   for words in ('accuracy 0.875', 'evaluation 0.613', 'noise in the data 0.5'):
