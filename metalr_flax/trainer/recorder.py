@@ -68,7 +68,8 @@ def opened(
   path = workdir / folder.METRICS
   with metrics_csv.MetricsFile(path, keys, record) as metrics:
     events.cut_events(workdir, record['event_sizes'])
-    writer = events.make_writer(workdir, int(state.step))
+    updates = int(state.step) * config['meta']['unroll_length']
+    writer = events.make_writer(workdir, updates)
     recorder = Recorder(workdir, config, experiment, state, metrics, writer)
     try:
       yield recorder
@@ -137,7 +138,8 @@ class Recorder:
         f'can come twice, give it a next_meta of other examples'
       )
     text = json.dumps(self._config, indent=2)
-    self._writer.write_texts(self._first, {'config': f'```json\n{text}\n```'})
+    updates = self._updates(self._first)
+    self._writer.write_texts(updates, {'config': f'```json\n{text}\n```'})
     if resumed:
       console.say(f'resuming from outer step {self._first} in {self._workdir}')
       self._line.say_answers()
@@ -215,7 +217,7 @@ class Recorder:
       known_answers=self._experiment.known_answers,
     )
     results = report.make_results(found.columns, {**values, **best})
-    step = len(found.columns['outer_step'])
+    step = self._updates(len(found.columns['outer_step']))
     self._writer.write_scalars(step, _finals(results))
     self._writer.write_images(
       step, {'plots/learning_rate': found.picture.pixels}
@@ -241,12 +243,11 @@ class Recorder:
   def _rows(
     self, first: int, count: int, columns: Mapping[str, Any], rate: float
   ) -> list[dict[str, float]]:
-    unroll_length = self._config['meta']['unroll_length']
     rows = []
     for i in range(count):
       step = first + i + 1
       values = {key: float(column[i]) for key, column in columns.items()}
-      counts = {'outer_step': step, 'inner_step': step * unroll_length}
+      counts = {'outer_step': step, 'inner_step': self._updates(step)}
       rows.append({**counts, **values, RATE: rate})
     return rows
 
@@ -258,10 +259,14 @@ class Recorder:
       evaluated = {k: v for k, v in scalars.items() if k.startswith('eval/')}
       logged = scalars if step % every == 0 else evaluated
       if logged:
-        self._writer.write_scalars(step, logged)
+        self._writer.write_scalars(self._updates(step), logged)
     if rows:
       self._line(int(rows[-1]['outer_step']), rows[-1] | self._used(rows))
       self._progress(int(rows[-1]['outer_step']))
+
+  def _updates(self, step: int) -> int:
+    """TensorBoard's axis, as that of all pictures: inner updates done."""
+    return step * self._config['meta']['unroll_length']
 
   def _used(self, rows: list[dict[str, float]]) -> dict[str, float]:
     """The learned values that made the last row's losses.

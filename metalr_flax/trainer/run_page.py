@@ -35,6 +35,7 @@ _SECTIONS = {
   'hyperparams/': 'learned value that a next window would use',
   'train/': "of the last window's batches",
   'params/': "the model's own",
+  'best/': 'of the best evaluation, whose checkpoint is kept',
   'eval/': 'on the evaluation data, with the final parameters',
 }
 

@@ -213,6 +213,6 @@ def make_writer(
 
   Args:
     workdir: the folder.
-    first: outer steps done before; what is there of later ones is void.
+    first: inner updates done before; what is there of later ones is void.
   """
   return metric_writers.MultiWriter([SummaryWriter(os.fspath(workdir), first)])

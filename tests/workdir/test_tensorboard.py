@@ -31,6 +31,7 @@ from metalr_flax.workdir import metrics_csv
 
 RUN = 'reference'
 LOG_EVERY, EVAL_EVERY = 10, 45  # neither divides the other
+K = 6  # inner updates in an outer step: the axis of all that is served
 PLOT = 'plots/learning_rate'
 KEEP_ALL = {'tensors': 0}
 
@@ -134,7 +135,7 @@ def _expected(workdir):
     every = EVAL_EVERY if key.startswith('eval/') else LOG_EVERY
     shown = steps % every == 0
     values = columns[key][shown].astype(np.float32)
-    points[key] = list(zip(steps[shown].tolist(), values, strict=True))
+    points[key] = list(zip((K * steps[shown]).tolist(), values, strict=True))
   return points
 
 
@@ -142,7 +143,7 @@ def _finals(workdir):
   """The learned values and the evaluation at the run's end, its one point."""
   results = json.loads((workdir / 'results.json').read_text())
   return {
-    f'final/{key}': [(200, np.float32(value))]
+    f'final/{key}': [(200 * K, np.float32(value))]
     for key, value in results.items()
     if key.startswith(('hyperparams/', 'eval/'))
   }
@@ -154,8 +155,8 @@ def _points(served):
 
 def test_the_run_is_as_long_as_it_should_be(workdir):
   points = _expected(workdir)
-  assert [step for step, _ in points['train/loss']] == [*range(10, 201, 10)]
-  assert [step for step, _ in points['eval/loss']] == [45, 90, 135, 180]
+  assert [step for step, _ in points['train/loss']] == [*range(60, 1201, 60)]
+  assert [step for step, _ in points['eval/loss']] == [270, 540, 810, 1080]
   assert not np.isnan([v for key in points for _, v in points[key]]).any()
 
 
@@ -173,7 +174,7 @@ def test_the_plot_is_served(board):
   assert board.get('images/tags')[RUN].keys() == {PLOT}
   query = {'run': RUN, 'tag': PLOT}
   (image,) = board.get('images/images', sample=0, **query)
-  assert image['step'] == 200
+  assert image['step'] == 200 * K
   query = dict(urllib.parse.parse_qsl(image['query']))
   served = Image.open(io.BytesIO(board.read('images/individualImage', **query)))
   with Image.open(board.workdir / f'{PLOT}.png') as written:
@@ -185,7 +186,7 @@ def test_the_plot_is_served(board):
 def test_the_config_is_served_as_a_block_of_code(board):
   assert board.get('text/tags') == {RUN: ['config']}
   texts = board.get('text/text', run=RUN, tag='config')
-  assert [text['step'] for text in texts] == [0, 100]  # one of each start
+  assert [text['step'] for text in texts] == [0, 100 * K]  # one of each start
   code = r'<pre><code[^>]*>(.*)</code></pre>'
   configs = [
     json.loads(html.unescape(re.search(code, text['text'], re.DOTALL)[1]))
@@ -241,7 +242,7 @@ def test_hyperparameters_and_metrics_are_served_side_by_side(board):
   # Beside the config's first rate stands the one that was learned.
   learned = metrics_csv.read(board.workdir / 'metrics.csv')
   assert metrics['final/hyperparams/learning_rate'] == (
-    200, np.float32(learned['hyperparams/learning_rate'][-1])
+    200 * K, np.float32(learned['hyperparams/learning_rate'][-1])
   )  # fmt: skip
   assert metrics['final/eval/loss'] != metrics['eval/loss']
 
@@ -260,10 +261,10 @@ def test_no_reader_of_the_event_files_has_a_point_twice(watched, when):
   }
   assert steps == {
     **{tag: [s for s, _ in rows] for tag, rows in _expected(workdir).items()},
-    **{tag: [200] for tag in _finals(workdir)},
-    'config': [0, 100],
+    **{tag: [200 * K] for tag in _finals(workdir)},
+    'config': [0, 100 * K],
     '_hparams_/session_start_info': [0],
-    PLOT: [200],
+    PLOT: [200 * K],
   }
 
 
