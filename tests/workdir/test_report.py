@@ -200,6 +200,7 @@ def test_in_a_browser_it_is_light_or_dark_and_its_curves_are_seen(written):
   # Letters and axes, too: nothing is dark on dark.
   assert light.near((27, 31, 36)) > 500
   assert dark.near((227, 232, 238)) > 500
+  assert dark.near((0, 0, 0), 10) < 20
 
 
 def test_a_config_field_that_is_json_reads_as_such():
