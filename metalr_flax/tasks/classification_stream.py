@@ -16,8 +16,8 @@ from metalr_flax.tasks import records
 from metalr_flax.tasks import stream
 from metalr_flax.tasks import task
 
-# A window of records is held twice while it is shuffled, and once before that.
-_WINDOWS_IN_BUFFER = 8
+# A window of records is held as records, as one string of them, and shuffled.
+_WINDOWS_IN_BUFFER = 16
 
 
 class ClassificationStream(stream.Stream):

@@ -13,9 +13,9 @@ from metalr_flax.trainer import cursor as cursor_lib
 from metalr_flax.trainer import feed as feed_lib
 
 PyTree = Any
-# A feed that is filled, one that waits, one in use, and one on its way to the
-# device; as much again for what the stream itself holds.
-_FEEDS_IN_BUFFER = 8
+# Four feeds at once: one in use, one that waits, one that is filled, and its
+# copy on the device. The rest is for what the stream itself holds.
+_FEEDS_IN_BUFFER = 16
 Positions = dict[str, cursor_lib.Position]
 
 
