@@ -159,7 +159,7 @@ WRONG_CONFIGS = {
   'object for a seed': ({'seed': object()}, 'seed=<object', 'plain values'),
   # Names of what there is.
   'task': ({'task.name': 'linear_regresion'}, 'task.name=linear_regresion: must be a known task or package.module:Class', 'did you mean linear_regression?'),
-  'task, nothing near': ({'task.name': 'imagenet'}, 'task.name=imagenet', 'known are breast_cancer, digits'),
+  'task, nothing near': ({'task.name': 'cifar'}, 'task.name=cifar', 'known are breast_cancer, digits'),
   'empty task': ({'task.name': ''}, 'task.name=: must be a known task', 'known are breast_cancer'),
   'no class': ({'task.name': 'package.module:'}, 'task.name=package.module:', 'package.module:Class'),
   'no module': ({'model.name': ':Model'}, 'model.name=:Model', 'package.module:Class'),
