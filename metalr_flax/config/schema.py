@@ -17,7 +17,7 @@ CADENCES = ('log_every', 'eval_every', 'checkpoint_every')
 # `log_every` ends no chunk: the metrics of all its steps are fetched anyway.
 CHUNK_ENDS = ('eval_every', 'checkpoint_every')
 # What a run may change when it is resumed, beside a larger `num_outer_steps`.
-MAY_CHANGE = (*CADENCES, 'patience')
+MAY_CHANGE = (*CADENCES, 'patience', 'profile_steps', 'dry_run')
 
 
 class Field(NamedTuple):
@@ -64,6 +64,12 @@ FIELDS: dict[str, Field] = {
     rules.INTEGER,
     'evaluations without a better best_metric that end the run; 0: never',
     0,
+  ),
+  'profile_steps': Field(
+    rules.INTEGER, 'outer steps that each start traces with the profiler', 0
+  ),
+  'dry_run': Field(
+    rules.FLAG, 'whether to try two outer steps and keep nothing', False
   ),
   'threefry_partitionable': Field(
     rules.FLAG, "JAX's flag of that name, which decides random numbers", True

@@ -62,18 +62,21 @@ def train(
     from metalr_flax.trainer import loop
 
     console.set_up_logging()
-    loop.train_or_resume(
-      loop.Run(
-        config=config,
-        workdir=workdir,
-        command=command,
-        experiment=experiment,
-        max_rows=rows,
-        outer_steps=compiling.result,
-        stop=stop,
-      ),
-      state,
+    run = loop.Run(
+      config=config,
+      workdir=workdir,
+      command=command,
+      experiment=experiment,
+      max_rows=rows,
+      outer_steps=compiling.result,
+      stop=stop,
     )
+    if config['dry_run']:
+      from metalr_flax.trainer import rehearsal
+
+      rehearsal.rehearse(run, state)
+    else:
+      loop.train_or_resume(run, state)
 
 
 def _lower_checked(

@@ -23,6 +23,7 @@ from metalr_flax.engine import records
 from metalr_flax.trainer import best
 from metalr_flax.trainer import build
 from metalr_flax.trainer import feeder as feeder_lib
+from metalr_flax.trainer import profiling
 from metalr_flax.trainer import recorder as recorder_lib
 from metalr_flax.trainer import same_data
 from metalr_flax.trainer import saver
@@ -120,6 +121,8 @@ def _run_locked(
   ):
     recorder.greet(resumed=bool(found))
     feeder.begin(int(state.step), record)
+    if not found:
+      recorder.write_initial(run.experiment.evaluate_state(state))
     newest = found.step if found else None
     save = saver.Saver(checkpoints, recorder, feeder, newest, standing)
     state = _loop(run, state, recorder, feeder, save)
@@ -169,14 +172,19 @@ def _loop(
   step = int(state.step)
   recorder.wait_for('compiling')
   outer_steps = run.outer_steps()
+  profiler = profiling.Profiler(
+    run.workdir / folder.PROFILE, run.config['profile_steps']
+  )
   pace = _Pace(run)
   pending = None
   try:
     while not _is_over(run, step, save) and not run.stop:
-      taken = feeder.take(step, pace.next_count)
+      taken = feeder.take(step, lambda at: profiler.cut(pace.next_count(at)))
       if not taken:
         break
+      profiler.begin(state)
       state, chunk = outer_steps(state, np.int32(taken.steps), *taken.feed)
+      profiler.end(chunk, taken.steps)
       end = step + taken.steps
       evaluation = (
         run.experiment.evaluate_state(state)
@@ -201,6 +209,8 @@ def _loop(
   except errors.DivergedError as error:
     # `state` is that before the step rejected, whatever was asked for since.
     raise _keep_last_good(run, state, save, error) from error
+  finally:
+    profiler.close()
   recorder.wait_for('saving' if run.stop else 'writing the results')
   save.last(state)
   feeder.check(step)
@@ -223,6 +233,8 @@ def _keep_last_good(
   error: errors.DivergedError,
 ) -> errors.MetalrError:
   """Saves the state of a diverged run; returns the error that says where."""
+  if run.config['dry_run']:
+    return error  # nothing is kept
   try:
     good = run.workdir / folder.STATE / str(save.last(state))
   except errors.StorageError as storage_error:

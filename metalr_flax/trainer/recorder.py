@@ -156,6 +156,16 @@ class Recorder:
     """Leaves the terminal as it was."""
     self._line.close()
 
+  def write_initial(self, evaluation: records.Metrics) -> None:
+    """Writes and says the values before the first step, those of step 0.
+
+    Not in `metrics.csv`, which has a row for each outer step.
+    """
+    values = {f'eval/{name}': float(v) for name, v in evaluation.items()}
+    if values:
+      self._writer.write_scalars(0, values)
+      console.say(f'before the first step: {_shown(values)}')
+
   def write_chunk(self, pending: Pending) -> float:
     """Writes a chunk's rows, waiting for the device to have done it.
 

@@ -28,6 +28,7 @@ RESULTS = 'results.json'
 SCHEDULE = 'schedule.json'
 STATE = 'state'
 BEST = 'best'
+PROFILE = 'profile'
 PLOT = 'plots/learning_rate.png'
 REPORT = 'report.html'
 # In STATE and BEST: half a checkpoint.

@@ -5,6 +5,7 @@ point may be missing, wrong, or there twice.
 """
 
 import dataclasses
+import functools
 import html
 import importlib.metadata
 import io
@@ -27,6 +28,9 @@ import runs
 from tensorboard.backend.event_processing import event_accumulator
 from tensorboard.backend.event_processing import plugin_event_accumulator
 
+from metalr_flax.config import schema
+from metalr_flax.trainer import build
+from metalr_flax.workdir import folder
 from metalr_flax.workdir import metrics_csv
 
 RUN = 'reference'
@@ -136,7 +140,20 @@ def _expected(workdir):
     shown = steps % every == 0
     values = columns[key][shown].astype(np.float32)
     points[key] = list(zip((K * steps[shown]).tolist(), values, strict=True))
+  for key, value in _before_the_first_step(workdir).items():
+    points[key].insert(0, (0, value))
   return points
+
+
+@functools.cache
+def _before_the_first_step(workdir):
+  """The evaluation of the model as it was made."""
+  config = folder.read_config(workdir)
+  with build.randomness(config):
+    experiment = build.build(config)
+    state = experiment.init_state()
+    values = experiment.evaluate(state.params, state.model_state)
+  return {f'eval/{name}': np.float32(value) for name, value in values.items()}
 
 
 def _finals(workdir):
@@ -156,7 +173,7 @@ def _points(served):
 def test_the_run_is_as_long_as_it_should_be(workdir):
   points = _expected(workdir)
   assert [step for step, _ in points['train/loss']] == [*range(60, 1201, 60)]
-  assert [step for step, _ in points['eval/loss']] == [270, 540, 810, 1080]
+  assert [step for step, _ in points['eval/loss']] == [0, 270, 540, 810, 1080]
   assert not np.isnan([v for key in points for _, v in points[key]]).any()
 
 
@@ -229,7 +246,7 @@ def test_hyperparameters_and_metrics_are_served_side_by_side(board):
     }.items()
   )
   # TensorBoard shows the first value: what may change must not be there.
-  changing = {'num_outer_steps', 'log_every', 'eval_every', 'checkpoint_every'}
+  changing = {'num_outer_steps', *schema.MAY_CHANGE}
   assert not hparams.keys() & changing
   # Its row has the run's name and, as metrics, the last points.
   assert [s['name'] for s in group['sessions']] == [group['name']] == [RUN]
