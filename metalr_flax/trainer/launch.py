@@ -1,7 +1,7 @@
 """Starts a run: builds its objects, compiles its program, enters its loop.
 
-XLA compiles in one thread while another imports what the host loop needs:
-Orbax, CLU and matplotlib take nearly as long as the compiler.
+XLA compiles in one thread while another imports what the host loop needs,
+Orbax and CLU; matplotlib is imported when there is something to draw.
 """
 
 from collections.abc import Mapping

@@ -21,11 +21,9 @@ from metalr_flax.engine import bijections
 from metalr_flax.engine import outer
 from metalr_flax.engine import records
 from metalr_flax.trainer import build
-from metalr_flax.trainer import run_page
 from metalr_flax.workdir import events
 from metalr_flax.workdir import folder
 from metalr_flax.workdir import metrics_csv
-from metalr_flax.workdir import report
 
 RATE = 'perf/outer_steps_per_sec'
 # Before the first checkpoint there is nothing to keep.
@@ -216,6 +214,10 @@ class Recorder:
       command: the run's command without its workdir.
       best: what the results say of the best evaluation.
     """
+    # They import matplotlib, which no step has to wait for.
+    from metalr_flax.trainer import run_page
+    from metalr_flax.workdir import report
+
     self._metrics.flush()
     values = {f'eval/{n}': float(v) for n, v in evaluation.items()}
     found = report.write_learned(

@@ -20,6 +20,7 @@ from metalr_flax import main
 from metalr_flax.config import flags  # noqa: F401
 from metalr_flax.trainer import launch  # noqa: F401
 from metalr_flax.trainer import loop  # noqa: F401
+from metalr_flax.trainer import run_page  # noqa: F401
 from metalr_flax.workdir import files
 from metalr_flax.workdir import report  # noqa: F401
 
