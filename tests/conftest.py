@@ -69,7 +69,12 @@ def pytest_configure(config):
   jax.config.update(
     'jax_platforms', os.environ.setdefault('JAX_PLATFORMS', 'cpu')
   )
-  config.compiled = tempfile.mkdtemp(prefix='compiled_')
+  # One folder for all processes of a session (`pytest -n 2`).
+  config.compiled = (
+    os.environ['JAX_COMPILATION_CACHE_DIR']
+    if hasattr(config, 'workerinput')
+    else tempfile.mkdtemp(prefix='compiled_')
+  )
   cache = {
     'jax_compilation_cache_dir': config.compiled,
     'jax_persistent_cache_min_compile_time_secs': 0.1,
@@ -81,7 +86,8 @@ def pytest_configure(config):
 
 
 def pytest_unconfigure(config):
-  shutil.rmtree(config.compiled, ignore_errors=True)
+  if not hasattr(config, 'workerinput'):
+    shutil.rmtree(config.compiled, ignore_errors=True)
 
 
 def pytest_collection_modifyitems(config, items):

@@ -390,8 +390,8 @@ def test_killed_it_goes_on_to_the_same_bits(own_net, tmp_path):
 
 
 SIZES = {
-  'outputs': ('mlp', {'features': (9, 3)}, r'model.kwargs: .* of shape \(16, 3\) for 16 examples of 2 classes; give it 2 outputs'),
-  'outputs of their own': ('own', {'inputs': 9, 'outputs': 3}, r'model.kwargs: .* of shape \(16, 3\) .* give it 2 outputs'),
+  'outputs': ('mlp', {'features': (9, 3)}, r'model.kwargs: .* of shape \(\d+, 3\) for \d+ examples of 2 classes; give it 2 outputs'),
+  'outputs of their own': ('own', {'inputs': 9, 'outputs': 3}, r'model.kwargs: .* of shape \(\d+, 3\) .* give it 2 outputs'),
   'inputs': ('mlp', {'features': (8, 2)}, r'model.name=mlp: does not fit task.name=table .*its inputs are float32 \[B, 9\]'),
 }  # fmt: skip
 
