@@ -268,7 +268,7 @@ def measure_kills(here: pathlib.Path, quick: bool) -> dict[str, Any]:
     while True:
       with run(workdir) as process:
         try:
-          process.wait(timeout=draw.uniform(0.3, 1.0) * secs)
+          process.wait(timeout=draw.uniform(0.25, 0.7) * secs)
           break
         except subprocess.TimeoutExpired:
           process.send_signal(signal.SIGKILL)
