@@ -22,6 +22,8 @@ class _Fresh(tasks.Task):
   """Batches that are never seen twice; the two streams share one key."""
 
   loss = classification.Classification.loss
+  outputs = classification.Classification.outputs
+  classes = 2
   input_name = 'image'
 
   def __init__(self, batch_size: int):

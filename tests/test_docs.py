@@ -61,8 +61,10 @@ def check_learned(names):
 RECIPES = [p for p in PAGES if re.match('docs/recipes/', p) and code_of(p)]
 
 
-@pytest.mark.parametrize(
-  'page', [page for page in PAGES if code_of(page) and page not in RECIPES]
+@tiers.parametrize(
+  'page',
+  [page for page in PAGES if code_of(page) and page not in RECIPES],
+  ['README.md', 'docs/index.md', 'docs/trainer.md'],
 )
 def test_code_runs_as_it_is_printed(page, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)

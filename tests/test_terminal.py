@@ -112,7 +112,7 @@ def test_a_run_has_one_line_in_place_below_its_evaluations(tmp_path):
     tmp_path / 'run', num_outer_steps=90000, eval_every=200, log_every=10**5
   )
   screen, status = at_a_terminal(
-    'metalr_flax.main', argv, 100, ('step   400/', '/s', ' left')
+    'metalr_flax.main', argv, 100, ('step   400/', '\u2501', '/s', ' left')
   )
   assert status == 75
   seen = [line for line in screen.seen if line]

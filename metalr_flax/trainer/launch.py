@@ -91,11 +91,9 @@ def _lower_checked(
     )
   with refusals.tracing(config):
     state = experiment.init_state()
-    best.check_metric(
-      config,
-      jax.eval_shape(experiment.evaluate_state, state),
-    )
-    return state, lower_chunk(experiment, state, rows)
+    lowered = lower_chunk(experiment, state, rows)
+    best.check_metric(config, jax.eval_shape(experiment.evaluate_state, state))
+    return state, lowered
 
 
 def max_rows(config: Mapping[str, Any]) -> int:

@@ -369,6 +369,7 @@ def test_batches_are_the_objective_where_asked_for():
   np.testing.assert_allclose(found.initial_objective[1], losses[0], rtol=1e-5)
 
 
+@pytest.mark.thorough
 def test_a_method_of_ones_own_is_one_entry(tmp_path, monkeypatch):
   """It is trained, ranked and drawn; no other file knows its name."""
 

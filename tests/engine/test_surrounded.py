@@ -33,6 +33,7 @@ def without_gradient(parts):
   return dataclasses.replace(parts, loss_fn=nothing)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize('mode', MODES)
 def test_a_gradient_of_zero_has_a_meta_gradient_of_zero(mode):
   parts, state = cases.start(cases.BY_NAME['surrounded_momentum'], MODES[mode])

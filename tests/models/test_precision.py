@@ -62,7 +62,7 @@ def _products(jaxpr):
         yield from _products(inner)
 
 
-@pytest.mark.parametrize('name', MODELS)
+@tiers.parametrize('name', MODELS, ['mlp'])
 def test_products_are_in_bfloat16_and_what_is_kept_is_not(name):
   loss_fn, arguments = _loss_of(name, 'bfloat16')
   traced, kept = jax.make_jaxpr(loss_fn, return_shape=True)(*arguments)
@@ -100,7 +100,7 @@ def test_positions_are_told_apart_beyond_256():
   )
 
 
-@pytest.mark.parametrize('name', ['mlp', 'cnn', 'transformer'])
+@tiers.parametrize('name', ['mlp', 'cnn', 'transformer'], ['mlp'])
 def test_another_dtype_is_refused(name):
   make, _ = MODELS[name]
   with pytest.raises(ValueError, match='dtype=float16: must be one of float32'):
@@ -120,6 +120,7 @@ def _experiment(dtype, **fields):
   return build.build(runs.flags.parse('m', argv, '').config)
 
 
+@pytest.mark.thorough
 def test_all_of_a_state_is_float32():
   experiment = _experiment('bfloat16', meta__discount=0.9, average=0.1)
   state = experiment.init_state()

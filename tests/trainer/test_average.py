@@ -50,6 +50,7 @@ def test_its_evaluation_stands_beside_that_of_the_params(workdir):
   metalr_flax.load(workdir, best=True, average=True)
 
 
+@pytest.mark.thorough
 def test_training_does_not_see_it(workdir, tmp_path):
   runs.run_here(tmp_path, **PLAIN)
   with_it, without = runs.rows(workdir), runs.rows(tmp_path)

@@ -186,6 +186,7 @@ def test_it_ends_when_evaluations_are_no_better(early, capsys):
   assert (early / 'plots/learning_rate.png').exists()
 
 
+@pytest.mark.thorough
 def test_the_same_command_says_so_and_more_patience_goes_on(
   early, tmp_path, capsys
 ):
@@ -205,6 +206,7 @@ def test_the_same_command_says_so_and_more_patience_goes_on(
   assert results(workdir)['outer_step'] == 200
 
 
+@pytest.mark.thorough
 def test_it_ends_at_the_same_step_however_it_is_cut(early, tmp_path, capsys):
   while True:
     try:

@@ -55,6 +55,7 @@ def test_it_says_that_all_is_well_and_keeps_nothing(
   assert not [*temporary.iterdir()]
 
 
+@pytest.mark.thorough
 def test_a_run_that_is_there_stays_as_it_is(temporary, tmp_path, capsys):
   workdir = tmp_path / 'run'
   runs.run_here(workdir, num_outer_steps=5)
@@ -97,6 +98,7 @@ class Overflowing(linear_regression.LinearRegression):
     return loss * float('inf'), metrics
 
 
+@pytest.mark.thorough
 def test_a_run_that_diverges_says_so_and_of_no_checkpoint(temporary, tmp_path):
   with pytest.raises(errors.DivergedError) as error:
     runs.run_here(

@@ -45,6 +45,7 @@ def test_a_run_that_is_shorter_than_the_trace_has_what_there_was(
   assert len(traces(tmp_path)) == 1
 
 
+@pytest.mark.thorough
 def test_a_profiler_that_fails_is_a_warning(plain, tmp_path, caplog):
   runs.run_here(tmp_path, num_outer_steps=10)
   (tmp_path / 'profile').write_text('in the way of a folder')
@@ -59,6 +60,7 @@ def test_a_profiler_that_fails_is_a_warning(plain, tmp_path, caplog):
   runs.assert_same_run(tmp_path, plain)
 
 
+@pytest.mark.thorough
 def test_it_may_change_when_a_run_is_resumed(plain, tmp_path):
   runs.run_here(tmp_path, num_outer_steps=10, profile_steps=3)
   runs.run_here(tmp_path, profile_steps=2, **FIELDS)

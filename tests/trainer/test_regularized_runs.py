@@ -64,6 +64,7 @@ def test_all_of_them_are_learned_and_resumed(tmp_path):
   assert model(np.zeros((1, 64), np.float32)).shape == (1, 10)
 
 
+@pytest.mark.thorough
 def test_a_run_does_not_depend_on_the_rate_it_is_given(tmp_path):
   columns = []
   for rate in (1e-3, 0.5):
@@ -74,6 +75,7 @@ def test_a_run_does_not_depend_on_the_rate_it_is_given(tmp_path):
     np.testing.assert_array_equal(*(c[name] for c in columns))
 
 
+@pytest.mark.thorough
 def test_arguments_may_have_any_names(tmp_path):
   """The loss's own, and what the engine calls its own arguments."""
   fields = {
@@ -110,6 +112,7 @@ def test_evaluation_and_outer_loss_are_without_them(tmp_path):
   assert columns['eval/loss'][-1] < columns['train/loss'][-1] - 0.3
 
 
+@pytest.mark.thorough
 def test_the_outer_loss_is_without_what_is_fixed(tmp_path):
   fields = {
     **DIGITS,
@@ -132,6 +135,7 @@ def test_a_weight_decay_follows_held_out_batches_at_the_whole_pace(tmp_path):
   assert np.max(np.abs(np.diff(logs))) > 0.04  # others move by 0.03 at most
 
 
+@pytest.mark.thorough
 def test_without_an_estimator_the_rate_is_the_users(tmp_path):
   fields = {**DIGITS, 'meta__estimator': 'none', 'meta__discount': 0.0}
   runs.run_here(tmp_path, num_outer_steps=2, **fields)
@@ -140,6 +144,7 @@ def test_without_an_estimator_the_rate_is_the_users(tmp_path):
   assert rates == pytest.approx([1e-4, 1e-4])  # the config's own
 
 
+@pytest.mark.thorough
 def test_a_run_from_before_the_field_goes_on(tmp_path):
   runs.run_here(tmp_path, 'digits_mlp', num_outer_steps=5)
   path = tmp_path / 'config.json'

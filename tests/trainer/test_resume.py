@@ -38,6 +38,7 @@ def contents(workdir):
   return {p: p.read_bytes() for p in workdir.rglob('*') if p.is_file()}
 
 
+@pytest.mark.thorough
 def test_cadences_may_change_and_change_no_bit(once, tmp_path):
   fields = {'log_every': 1, 'checkpoint_every': 17}
   runs.run_here(tmp_path, num_outer_steps=120, **fields)

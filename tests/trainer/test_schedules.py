@@ -40,6 +40,7 @@ def test_a_resumed_run_ends_in_the_same_bits(workdir, tmp_path):
   runs.assert_same_run(tmp_path, workdir)
 
 
+@pytest.mark.thorough
 def test_the_rate_that_load_gives_repeats_the_run(workdir):
   """Value times multiplier in a plain optax loop, clipped as the run was."""
   columns = metrics_csv.read(workdir / 'metrics.csv')

@@ -118,6 +118,7 @@ def test_a_batch_unlike_the_first_is_named(kind, part, monkeypatch):
   assert str(caught.value).startswith(f'{start}{part}')
 
 
+@pytest.mark.thorough
 def test_a_stream_that_ends_in_the_middle(tmp_path, monkeypatch):
   """All that was trained is saved; mended, the same command goes on."""
   with pytest.raises(
@@ -151,6 +152,7 @@ def test_a_run_that_diverges_keeps_its_place_in_the_stream(
     np.testing.assert_array_equal(found, expected['x'].astype(np.float32))
 
 
+@pytest.mark.thorough
 def test_an_audit_takes_the_streams_first_batches():
   config = resolved(task__name='streams_code:Numbers')
   assert all(row.agrees for row in finite_difference.audit(config, 2))

@@ -5,6 +5,7 @@ import textwrap
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import runs
 
 import metalr_flax
@@ -25,6 +26,7 @@ DATASET = """
 """
 
 
+@pytest.mark.thorough
 def test_it_trains_resumes_exports_and_predicts(tmp_path, monkeypatch):
   (tmp_path / 'users_dataset.py').write_text(textwrap.dedent(DATASET))
   monkeypatch.syspath_prepend(tmp_path)
