@@ -9,6 +9,7 @@ import json
 import os
 import pathlib
 import re
+import shlex
 import subprocess
 import sys
 
@@ -20,6 +21,7 @@ import tiers
 import metalr_flax
 from metalr_flax.comparison import config as comparison_config
 from metalr_flax.config import check
+from metalr_flax.config import flags
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = [
@@ -160,6 +162,18 @@ def test_commands_name_programs_that_exist(page):
   text = (ROOT / page).read_text()
   for module in re.findall(r'-m (metalr_flax\.\w+)', text):
     assert callable(importlib.import_module(module).main)
+
+
+@pytest.mark.parametrize('page', PAGES)
+def test_commands_name_fields_and_flags_that_exist(page):
+  lines = '\n'.join(blocks(page, 'sh')).replace('\\\n', ' ').splitlines()
+  for line in lines:
+    found = re.search(r'-m (metalr_flax\.(?:main|audit)) (.*)', line)
+    if found and '--config=configs/' in line:
+      words = [w for w in shlex.split(found[2], comments=True) if w != 'done']
+      given = [re.sub(r'\$seed', '3', w).rstrip(';') for w in words]
+      given = [re.sub(r'\$\w+', '1e-3', word) for word in given]
+      flags.parse(found[1], given, '')
 
 
 def test_the_journeys_stop_at_functions_that_exist():
