@@ -11,10 +11,15 @@ import math
 import pathlib
 import re
 import statistics
+import sys
 
 import pytest
 
+sys.path.append(str(pathlib.Path(__file__).parents[1] / 'benchmarks'))
+import results
+
 ROOT = pathlib.Path(__file__).parents[1]
+
 RESULTS = ROOT / 'benchmarks/results'
 README = 'README.md'
 OWN_LOOP = 'docs/own_loop.md'
@@ -42,6 +47,9 @@ HELD_OUT = load('held_out.json')['overall']
 SIZE = load('held_out_size.json')
 KNOWN = load('known_answers.json')['results']
 DIGITS = load('digits_regularized.json')
+CONFIGS = load('configs.json')
+STARTS = load('start_up.json')
+STREAMING = load('streaming.json')
 COST = load('held_out_cost.json')
 BYTES = load('bytes_per_parameter.json')
 START = 1e-5  # where self_tuning starts from any rate above
@@ -257,6 +265,8 @@ FIGURES = [
   (OWN_LOOP, 'in {} runs from far below and far above it; all ended within {:.0%} of it', (sum(r['runs'] for r in KNOWN), furthest())),
   (OWN_LOOP, 'test loss {:.3f}, against {:.3f} with the rate alone and {:.3f} for the best of 100', (unseen_digits('rate, decay and'), unseen_digits('rate learned'), unseen_digits('grid'))),
   (CONFIG, 'On the test digits the loss ends at {:.3f} and the accuracy at {:.1%} (means of seeds 0-4, each its own split); with the rate alone learned in the same way it is {:.3f} and {:.1%}.', (unseen_digits('rate, decay and'), unseen_digits('rate, decay and', 'accuracy'), unseen_digits('rate learned'), unseen_digits('rate learned', 'accuracy'))),
+  ('docs/training.md', 'takes {:.2f} times what importing JAX, Flax, optax and Orbax and compiling the program cost by themselves, and {:.2f} times with the program kept', (STARTS['cold']['ratio'], STARTS['warm']['ratio'])),
+  ('docs/streams.md', 'trains on shards at {:.2f} of its speed on examples in memory', (STREAMING['throughput']['median_ratio'],)),
   (README, 'over plain training, any K | {:.2f}x |', (size('forward', '512'),)),
   (README, '(the digits MLP) ends {:.0f} to {:.0f} times above its best constant rate', extremes(ratios('median', 'digits_mlp').values())),
   (TUNING, 'Geometric mean {:.2f} over the best constant of the grid, {:.2f} over the best cosine.', (AGAINST['constant'], AGAINST['cosine'])),
@@ -345,6 +355,19 @@ def test_what_the_pages_say_of_the_results_in_words():
   assert sum(behind) > len(pairs) / 2
   assert at_the_edge('breast_cancer') == (3, 3)
   assert at_the_edge('drifting_target') == (2, 3)
+
+
+def test_each_training_config_reaches_the_numbers_in_its_header():
+  comparisons = {'compare', 'compare_unseen'}
+  names = {path.stem for path in (ROOT / 'configs').glob('*.py')} - comparisons
+  assert {*results.CLAIMS} == {*CONFIGS} == names
+  for name, claims in results.CLAIMS.items():
+    header = (ROOT / f'configs/{name}.py').read_text().split('"""')[1]
+    header = ' '.join(header.split())
+    for claim, found in zip(claims, CONFIGS[name]['claims'], strict=True):
+      assert claim.words in header, (name, claim.words)
+      assert (found['key'], found['header']) == (claim.key, claim.words)
+      assert found['reached'], (name, found)
 
 
 def test_what_the_pages_say_of_held_out_sizes_in_words():
