@@ -16,12 +16,14 @@ import sys
 import urllib.parse
 import xml.etree.ElementTree
 
-import griffe
 import pytest
 
 import metalr_flax
 from metalr_flax.config import schema
 
+# README's test command installs no tools of the docs.
+griffe = pytest.importorskip('griffe')
+pytest.importorskip('mkdocs')
 pytestmark = pytest.mark.thorough
 ROOT = pathlib.Path(__file__).parents[1]
 # What a browser loads by itself, by tag; an <a> is followed by people.
