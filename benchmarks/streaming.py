@@ -253,29 +253,24 @@ def measure_kills(here: pathlib.Path, quick: bool) -> dict[str, Any]:
   """Kills a run again and again; resumed it must end in the same bits."""
   path, wanted = here / 'kills', 3 if quick else 20
   write_shards(path, 3000)  # an epoch is 5.9 outer steps
-  fields = {'num_outer_steps': 60, 'checkpoint_every': 2, 'eval_every': 15}
+  fields = {'num_outer_steps': 120, 'checkpoint_every': 2, 'eval_every': 15}
   run = lambda workdir: start(
     ['-m', 'metalr_flax.main', *command(path, workdir, **fields)]
   )
-  began = time.monotonic()
   with run(here / 'whole') as process:
     process.communicate()
-  secs = time.monotonic() - began
   expected, draw = remains(here / 'whole'), random.Random(0)
-  kills, equal, runs, resumed_at = 0, 0, 0, []
+  kills, equal, runs, cut_at = 0, 0, 0, []
   while kills < wanted:
     workdir = here / f'cut{runs}'
-    while True:
+    done = False
+    while not done:
       with run(workdir) as process:
-        try:
-          process.wait(timeout=draw.uniform(0.25, 0.7) * secs)
-          break
-        except subprocess.TimeoutExpired:
-          process.send_signal(signal.SIGKILL)
-          kills += 1
-      resumed_at.append(_newest(workdir))
-      if kills >= wanted:
-        secs = 1000 * secs  # let it finish
+        done = kills == wanted or not _kill_later(process, workdir, draw)
+        process.communicate()
+      if not done:
+        kills += 1
+        cut_at.append(_newest(workdir))
     assert process.returncode == 0
     equal += remains(workdir) == expected
     runs += 1
@@ -283,9 +278,23 @@ def measure_kills(here: pathlib.Path, quick: bool) -> dict[str, Any]:
     'kills': kills,
     'runs': runs,
     'identical_runs': equal,
-    'resumed_at_outer_steps': resumed_at,
+    'newest_saved_outer_step_at_each_kill': cut_at,
     'outer_steps_in_an_epoch': 3000 / (8 * 64),
   }
+
+
+def _kill_later(
+  process: subprocess.Popen, workdir: pathlib.Path, draw: random.Random
+) -> bool:
+  """Kills it at most 24 outer steps later; False if it ended before that."""
+  target = _newest(workdir) + draw.randint(1, 24)
+  while _newest(workdir) < target:
+    if process.poll() is not None:
+      return False
+    time.sleep(0.002)
+  time.sleep(draw.uniform(0, 0.1))  # two outer steps and a save, about
+  process.send_signal(signal.SIGKILL)
+  return process.wait() == -signal.SIGKILL
 
 
 def _newest(workdir: pathlib.Path) -> int:
@@ -318,7 +327,7 @@ def report(found: dict[str, Any]) -> str:
       f'{kills["kills"]}; {kills["runs"]}; {kills["identical_runs"]}'
     )
     after = (
-      f' A killed run has 60 outer steps and saves every second one; an epoch '
+      f' A killed run has 120 outer steps and saves every second one; an epoch '
       f'is {kills["outer_steps_in_an_epoch"]:.1f} of them.'
     )
   table = '\n'.join(f'| {name} | {value} |' for name, value in rows.items())

@@ -1,6 +1,7 @@
 """Streams: the same batches and bits however a run is cut."""
 
 import itertools
+import sys
 
 import numpy as np
 import pytest
@@ -17,6 +18,9 @@ from metalr_flax.trainer import finite_difference
 from metalr_flax.workdir import folder
 from metalr_flax.workdir import manifest
 from metalr_flax.workdir import metrics_csv
+
+sys.path.append(str(runs.ROOT / 'benchmarks'))
+import streaming
 
 K = 4
 FIELDS = {
@@ -173,3 +177,11 @@ def test_a_stream_has_no_next():
   with pytest.raises(TypeError, match='take its batches from batches'):
     task.next(None)
   assert build.has_next_meta(task)
+
+
+@pytest.mark.thorough
+def test_killed_at_random_it_ends_in_the_same_bits(tmp_path):
+  """The quick form of `benchmarks/streaming.py --only kills`, of 20 kills."""
+  found = streaming.measure_kills(tmp_path, quick=True)
+  assert found['kills'] == 3
+  assert found['identical_runs'] == found['runs'] >= 1
