@@ -88,6 +88,7 @@ def read_cells(workdir):
   return {file.stem: json.loads(file.read_text()) for file in files}
 
 
+@pytest.mark.thorough
 def test_every_run_has_a_row_as_its_cell_has_it(finished):
   workdir, _ = finished
   rows = read_rows(workdir)
@@ -107,6 +108,7 @@ def test_every_run_has_a_row_as_its_cell_has_it(finished):
     assert float(row['gradient_evaluations']) == gradients
 
 
+@pytest.mark.thorough
 def test_a_final_is_the_end_of_its_curve(finished):
   for cell in read_cells(finished[0]).values():
     assert cell['steps'] == [8, 16, 24, 32]
@@ -116,6 +118,7 @@ def test_a_final_is_the_end_of_its_curve(finished):
     assert np.all([tuned == (v is not None) for v in cell['learned'][0]])
 
 
+@pytest.mark.thorough
 def test_the_summary_follows_from_the_rows(finished):
   workdir, stdout = finished
   rows = read_rows(workdir)
@@ -153,6 +156,7 @@ def test_the_summary_follows_from_the_rows(finished):
   assert f'{overall["share_won"]:.0%} of 4' in table
 
 
+@pytest.mark.thorough
 def test_pictures_are_there(finished):
   for name in (
     'final_vs_initial_rate',
@@ -164,6 +168,7 @@ def test_pictures_are_there(finished):
     assert content.startswith(b'\x89PNG')
 
 
+@pytest.mark.thorough
 def test_the_page_has_the_tables_the_pictures_and_the_command(finished):
   workdir, stdout = finished
   assert f'{workdir}/report.html in a browser' in stdout
@@ -228,6 +233,7 @@ def test_pictures_do_not_depend_on_the_backend_that_jupyter_names(backend):
   assert process.stdout == f'{backend} False\n', process.stderr
 
 
+@pytest.mark.thorough
 def test_again_it_trains_nothing_and_writes_the_same(
   finished, monkeypatch, capsys
 ):
@@ -260,6 +266,7 @@ def run_here(argv):
       signal.signal(number, handler)
 
 
+@pytest.mark.thorough
 def test_a_damaged_cell_and_one_of_another_config_are_done_again(finished):
   workdir, _ = finished
   cell = cells.list_cells(parse(), selected=True)[0]
@@ -277,6 +284,7 @@ def test_a_damaged_cell_and_one_of_another_config_are_done_again(finished):
     assert broken is None, wrong
 
 
+@pytest.mark.thorough
 def test_a_constant_is_a_plain_optax_loop(finished):
   """Not a line of the package's loop: nnx, optax and the task's own methods."""
   values = read_cells(finished[0])['digits_mlp.sgd.constant']
@@ -300,6 +308,7 @@ def test_a_constant_is_a_plain_optax_loop(finished):
     np.testing.assert_allclose(values['finals'][1][seed], expected, rtol=1e-4)
 
 
+@pytest.mark.thorough
 def test_the_trainer_is_the_trainers_own_loop(finished):
   values = read_cells(finished[0])['digits_mlp.adam.trainer']
   config = contestants.trainer_config(parse(), 'digits_mlp', 'adam', 1)
@@ -554,6 +563,7 @@ def test_a_task_that_ends_the_program_is_status_2(tmp_path, capsys):
   assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.thorough
 def test_the_workdir_of_another_comparison_is_refused(finished, capsys):
   workdir, _ = finished
   argv = [*TINY, methods('constant'), f'--workdir={workdir}']

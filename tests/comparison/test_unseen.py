@@ -102,6 +102,7 @@ def test_a_run_is_scored_where_its_held_out_loss_was_least(finished):
   ]
 
 
+@pytest.mark.thorough
 def test_the_losses_are_those_of_the_model_in_evaluation_mode(finished):
   arena, _ = build('adamw')
   start = jax.tree.map(lambda x: x[0], arena.initial)
@@ -187,6 +188,7 @@ def test_pictures_are_of_the_loss_on_unseen_data(finished):
   assert names == {picture.file for picture in plots.UNSEEN_PICTURES}
 
 
+@pytest.mark.thorough
 def test_again_it_trains_nothing_and_writes_the_same(finished):
   workdir, _ = finished
   names = ('comparison.csv', 'summary.json', 'table.md')
@@ -241,6 +243,7 @@ def reference_loop(arena, make_tx, updates, *, held_out):
   return params, metalr_flax.hyperparams_of(opt_state)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
   ('optimizer', 'learned'),
   [

@@ -159,6 +159,7 @@ def optimizers_arguments(factory):
   return inspect.signature(factory).parameters
 
 
+@pytest.mark.thorough
 def test_a_nan_of_the_loss_stays_a_nan():
   case = cases.BY_NAME['adam_defaults']
   parts, state = cases.start(case, EXACT['reverse'])
@@ -249,6 +250,7 @@ def test_subsample_of_the_whole_batch_is_exact(x64):
     np.testing.assert_allclose(a, b, rtol=1e-9)
 
 
+@pytest.mark.thorough
 def test_tangents_kept_across_windows_are_one_long_window(x64):
   """gamma = 1 and fixed eta: three windows of 4 are one window of 12."""
   kept = Estimator(kind='forward', discount=1.0)

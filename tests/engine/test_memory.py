@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.thorough
 BENCHMARKS = pathlib.Path(__file__).parents[2] / 'benchmarks'
 
 

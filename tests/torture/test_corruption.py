@@ -128,6 +128,7 @@ def saved(servers, tmp_path_factory):
     yield workdir, build.build(config).init_state()
 
 
+@pytest.mark.thorough
 def test_corruptions_of_ten_kinds(saved, share, tmp_path, caplog):
   workdir, template = saved
   steps = [20, 16, 12]

@@ -15,6 +15,7 @@ import runs
 import tiers
 
 
+@pytest.mark.thorough
 def test_kills_at_file_operations(servers, whole, share, tmp_path):
   found = harness.operations(servers, tmp_path)
   count = share(200)
@@ -50,6 +51,7 @@ BEST = [
 ]
 
 
+@pytest.mark.thorough
 @tiers.parametrize('operation', BEST, BEST[:2])
 def test_kills_while_the_best_is_saved(servers, whole, tmp_path, operation):
   """The one before is there until it is, and it is there in the end."""

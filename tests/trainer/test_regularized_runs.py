@@ -45,6 +45,7 @@ NAMES = (
 )  # fmt: skip
 
 
+@pytest.mark.thorough
 def test_all_of_them_are_learned_and_resumed(tmp_path):
   whole, cut = tmp_path / 'whole', tmp_path / 'cut'
   runs.run_here(whole, num_outer_steps=30, **DIGITS)
@@ -126,6 +127,7 @@ def test_the_outer_loss_is_without_what_is_fixed(tmp_path):
   assert columns['meta/loss'][-1] < columns['train/loss'][-1] - 0.3
 
 
+@pytest.mark.thorough
 def test_a_weight_decay_follows_held_out_batches_at_the_whole_pace(tmp_path):
   kinds = {'learning_rate': 'log', 'weight_decay': 'log'}
   fields = {**DIGITS, 'task__loss_kwargs': {}, 'meta__learned': kinds}

@@ -121,6 +121,7 @@ def assert_same_bits(one, other):
     assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
 
 
+@pytest.mark.thorough
 def test_of_the_training_gradient_itself_it_learns_the_same(params, data):
   """Bit for bit: what is held out changes which slope is read, and no more.
 
@@ -186,6 +187,7 @@ def test_the_slopes_equal_finite_differences(name, groups, x64):
   assert np.all(np.abs(found) > 1e-9)
 
 
+@pytest.mark.thorough
 @by_optimizer
 def test_it_generalises_better_and_learns_a_weight_decay(name, params, data):
   alone = metalr_flax.self_tuning(injected(name, decay=1e-4))
@@ -204,6 +206,7 @@ def test_it_generalises_better_and_learns_a_weight_decay(name, params, data):
     assert unseen[0] < 0.8 * unseen[1]
 
 
+@pytest.mark.thorough
 def test_without_one_eta_rests(params, data):
   tx = metalr_flax.self_tuning(injected(), learned=['weight_decay', 'eps'])
   train, held_out, _ = data
@@ -375,6 +378,7 @@ def test_an_update_takes_no_more_than_all_of_a_weight():
   assert factors.keep_decay(alone, base, {'weight_decay': 'log'}) == alone
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize('bad', [np.nan, np.inf])
 def test_one_that_is_not_finite_counts_as_none(bad, params, data):
   tx = both()
@@ -392,6 +396,7 @@ def test_one_that_is_not_finite_counts_as_none(bad, params, data):
   assert_same_bits(state.eta, first.eta)
 
 
+@pytest.mark.thorough
 def test_none_that_was_ever_finite_is_as_none_given(params, data):
   """Bit for bit, so that the recipe for jit may begin with NaN."""
   tx = both()
@@ -408,6 +413,7 @@ def test_none_that_was_ever_finite_is_as_none_given(params, data):
   assert_same_bits(*ends)
 
 
+@pytest.mark.thorough
 def test_after_a_restart_the_weight_decay_is_kept(params, data):
   tx = both()
   now, state = loop(tx, 200, 1)(params, tx.init(params), data)

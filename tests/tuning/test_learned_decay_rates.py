@@ -50,6 +50,7 @@ def final_losses(name, learned):
   return jax.jit(jax.vmap(run))(jax.random.split(jax.random.key(0), 8))
 
 
+@pytest.mark.thorough
 @tiers.parametrize('name', INNER, ['momentum'])
 def test_learned_with_the_rate_it_is_no_worse_than_the_rate_alone(name):
   alone, _ = final_losses(name, tuple(RATE.items()))

@@ -225,6 +225,7 @@ class Net(nnx.Module):
     return self.b(jnp.tanh(self.a(x)))
 
 
+@pytest.mark.thorough
 def test_a_flax_nnx_loop(data):
   model = Net(nnx.Rngs(0))
   tx = metalr_flax.self_tuning(injected('adamw', 1e-5))
@@ -327,6 +328,7 @@ def test_vmap_over_seeds_equals_one_by_one(params, data):
   assert metalr_flax.hyperparams_of(batched[1])['learning_rate'].shape == (2,)
 
 
+@pytest.mark.thorough
 def test_saved_and_restored_in_the_middle_it_is_the_same(
   params, data, tmp_path
 ):
@@ -406,6 +408,7 @@ def test_a_slope_that_is_not_finite_does_not_move_meta_tx(params):
   )
 
 
+@pytest.mark.thorough
 def test_a_start_above_its_place_is_a_start_from_below(params, data):
   """What the user set is forgotten, to the last bit of float32's logarithm."""
   low, *others = (
@@ -834,6 +837,7 @@ def test_a_state_made_outside_of_jit_can_be_donated(params):
   assert int(state.step) == 1
 
 
+@pytest.mark.thorough
 def test_float16_gradients_whose_squares_overflow_are_no_alarm():
   inject = optax.inject_hyperparams(optax.sgd, hyperparam_dtype=jnp.float32)
   tx = metalr_flax.self_tuning(inject(1e-3))
