@@ -266,6 +266,7 @@ FIGURES = [
   (OWN_LOOP, 'test loss {:.3f}, against {:.3f} with the rate alone and {:.3f} for the best of 100', (unseen_digits('rate, decay and'), unseen_digits('rate learned'), unseen_digits('grid'))),
   (CONFIG, 'On the test digits the loss ends at {:.3f} and the accuracy at {:.1%} (means of seeds 0-4, each its own split); with the rate alone learned in the same way it is {:.3f} and {:.1%}.', (unseen_digits('rate, decay and'), unseen_digits('rate, decay and', 'accuracy'), unseen_digits('rate learned'), unseen_digits('rate learned', 'accuracy'))),
   ('docs/training.md', 'takes {:.2f} times what importing JAX, Flax, optax and Orbax and compiling the program cost by themselves, and {:.2f} times with the program kept', (STARTS['cold']['ratio'], STARTS['warm']['ratio'])),
+  (RELIABILITY, '{} kills in {} runs', (STREAMING['kills']['kills'], STREAMING['kills']['identical_runs'])),
   ('docs/streams.md', 'trains on shards at {:.2f} of its speed on examples in memory', (STREAMING['throughput']['median_ratio'],)),
   (README, 'over plain training, any K | {:.2f}x |', (size('forward', '512'),)),
   (README, '(the digits MLP) ends {:.0f} to {:.0f} times above its best constant rate', extremes(ratios('median', 'digits_mlp').values())),
