@@ -69,7 +69,7 @@ def pytest_configure(config):
   jax.config.update(
     'jax_platforms', os.environ.setdefault('JAX_PLATFORMS', 'cpu')
   )
-  # One folder for all processes of a session (`pytest -n 2`).
+  # One folder for all processes of a session (`pytest -n auto`).
   config.compiled = (
     os.environ['JAX_COMPILATION_CACHE_DIR']
     if hasattr(config, 'workerinput')
