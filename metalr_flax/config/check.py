@@ -10,6 +10,7 @@ import difflib
 from typing import Any
 
 from metalr_flax import errors
+from metalr_flax.config import population
 from metalr_flax.config import rules
 from metalr_flax.config import schema
 from metalr_flax.engine import ranges
@@ -37,9 +38,20 @@ def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
   _check_schedule(plain['inner'])
   _check_stopping(plain)
   _check_microbatches(plain['inner'], plain['task'])
-  _check_learned(plain['inner'], plain['task'], plain['meta'])
+  _check_members(plain)
   _check_estimator(plain['meta'])
   return plain
+
+
+def _check_members(plain: dict[str, Any]) -> None:
+  """Checks what may differ among the members of a population; writes seeds."""
+  for name, _ in schema.flatten(plain['population']):
+    check_name(name, 'population.')
+  population.expand(plain)
+  for number, member in enumerate(population.members_of(plain)):
+    with population.naming(plain, number):
+      _check_fields(dict(flatten_fields(member)), schema.FIELDS)
+      _check_learned(member['inner'], member['task'], member['meta'])
 
 
 def check_section(section: str, values: Mapping[str, Any], where: str) -> None:

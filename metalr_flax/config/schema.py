@@ -55,6 +55,12 @@ FIELDS: dict[str, Field] = {
     'far; 0 for none',
     0.0,
   ),
+  'population': Field(
+    rules.MAPPING,
+    'members trained side by side in one program, by what differs among them: '
+    "{'seed': 64}",
+    {},
+  ),
   'best_metric': Field(
     rules.METRIC,
     "whose best checkpoint is kept beside the newest; '': none",

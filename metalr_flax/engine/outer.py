@@ -189,11 +189,8 @@ def outer_steps(
     ValueError: for counts that are out of order, where they are known: a traced
       `num_steps` is not looked at.
   """
-  _check_counts(num_steps, max_steps)
-  step_fn, shapes = _traced(step_fn, state)
-  rows = jax.tree.map(
-    lambda s: jnp.zeros((max_steps, *s.shape), s.dtype), shapes
-  )
+  check_counts(num_steps, max_steps)
+  step_fn, rows = traced(step_fn, state, max_steps)
 
   def body(carry: _Carry) -> _Carry:
     state, chunk = carry
@@ -201,7 +198,7 @@ def outer_steps(
     rows = jax.tree.map(
       lambda row, value: row.at[chunk.count].set(value), chunk.rows, metrics
     )
-    parts = _finite_parts(new_state, state, metrics)
+    parts = finite_parts(new_state, state, metrics)
     finite = functools.reduce(jnp.logical_and, parts.values())
     state = jax.tree.map(functools.partial(jnp.where, finite), new_state, state)
     return state, Chunk(
@@ -212,29 +209,52 @@ def outer_steps(
     _, chunk = carry
     return (chunk.count < num_steps) & chunk.finite
 
-  names = [_MEASURED, *(field.name for field in dataclasses.fields(state))]
   chunk = Chunk(
     rows=rows,
     count=jnp.zeros((), jnp.int32),
     finite=jnp.array(True),
-    parts=dict.fromkeys(names, jnp.array(True)),
+    parts=dict.fromkeys(part_names(state), jnp.array(True)),
   )
   return jax.lax.while_loop(go_on, body, (state, chunk))
 
 
-def _traced(step_fn: StepFn, state: MetaTrainState) -> tuple[StepFn, PyTree]:
-  """Traces a step once: a function that is not traced again, and its shapes."""
+def traced(
+  step_fn: StepFn, state: MetaTrainState, max_steps: int
+) -> tuple[StepFn, Metrics]:
+  """Traces a step once.
+
+  Args:
+    step_fn: `state -> (state, metrics)`.
+    state: for its shapes.
+    max_steps: rows to preallocate.
+
+  Returns:
+    A function that does the same and is not traced again, and zeros for the
+    metrics of its steps, [max_steps, ...].
+  """
   jaxpr, out = jax.make_jaxpr(step_fn, return_shape=True)(state)
   run, treedef = core.jaxpr_as_fun(jaxpr), jax.tree.structure(out)
 
   def step(state: MetaTrainState) -> Any:
     return jax.tree.unflatten(treedef, run(*jax.tree.leaves(state)))
 
-  return step, out[1]
+  rows = jax.tree.map(
+    lambda s: jnp.zeros((max_steps, *s.shape), s.dtype), out[1]
+  )
+  return step, rows
 
 
-def _check_counts(num_steps: Any, max_steps: Any) -> None:
-  """Refuses more steps than there are rows."""
+def part_names(state: MetaTrainState) -> list[str]:
+  """The names of what is looked at in each step, see `Chunk.parts`."""
+  return [_MEASURED, *(field.name for field in dataclasses.fields(state))]
+
+
+def check_counts(num_steps: Any, max_steps: Any) -> None:
+  """Refuses more steps than there are rows.
+
+  Raises:
+    ValueError: for counts that are out of order, where they are known.
+  """
   if not _is_count(max_steps) or max_steps < 1:
     raise ValueError(f'max_steps={max_steps!r}: must be an integer >= 1')
   if isinstance(num_steps, jax.core.Tracer):
@@ -252,7 +272,7 @@ def _is_count(value: Any) -> bool:
   return integer and not jnp.ndim(value)
 
 
-def _finite_parts(
+def finite_parts(
   new: MetaTrainState,
   old: MetaTrainState,
   metrics: Metrics,

@@ -11,6 +11,7 @@ from typing import Any
 
 import flax.struct
 import jax
+import numpy as np
 import optax
 
 from metalr_flax.engine import options
@@ -61,7 +62,8 @@ class Carry(flax.struct.PyTreeNode, kw_only=True):
 class MetaTrainState(flax.struct.PyTreeNode, kw_only=True):
   """The state of a run: all that is needed to resume it bit for bit.
 
-  The fields are the checkpoint's format.
+  The fields are the checkpoint's format. In the state of a population each
+  array has its members as one axis more in front, see `population`.
 
   Attributes:
     step: outer steps done, int32 scalar.
@@ -88,6 +90,14 @@ class MetaTrainState(flax.struct.PyTreeNode, kw_only=True):
   tangents: dict[str, jax.Array]
   data_state: PyTree
   average: PyTree = flax.struct.field(default_factory=dict)
+
+  @property
+  def steps_done(self) -> int:
+    """Outer steps done, of a population those of its furthest member.
+
+    It waits for the device.
+    """
+    return int(np.asarray(self.step).max())
 
   @property
   def inner(self) -> InnerState:

@@ -8,10 +8,12 @@ Where batches are not shuffled but made, batch t is a function of the stream's
 key and of t.
 """
 
+import functools
 from typing import Any
 
 import flax.struct
 import jax
+from jax import custom_batching
 import jax.numpy as jnp
 
 PyTree = Any
@@ -58,9 +60,8 @@ def next_batch(
     The position after, and the arrays' rows [batch_size, ...].
   """
   num_examples = state.order.shape[0]
-  state = jax.lax.cond(
-    state.position + batch_size > num_examples, _next_epoch, lambda s: s, state
-  )
+  is_over = state.position + batch_size > num_examples
+  state = _with_epoch(is_over, state).replace(key=state.key)  # a constant
   rows = jax.lax.dynamic_slice_in_dim(state.order, state.position, batch_size)
   batch = jax.tree.map(lambda array: jnp.take(array, rows, axis=0), arrays)
   return state.replace(position=state.position + batch_size), batch
@@ -85,6 +86,37 @@ def next_key(
   """The position after, and the key of batch t, `fold_in(key, t)`."""
   key, step = data_state['key'], data_state['step']
   return {**data_state, 'step': step + 1}, jax.random.fold_in(key, step)
+
+
+@custom_batching.custom_vmap
+def _with_epoch(is_over: jax.Array, state: EpochState) -> EpochState:
+  """The start of the next epoch where one is over."""
+  return jax.lax.cond(is_over, _next_epoch, lambda s: s, state)
+
+
+@_with_epoch.def_vmap
+def _with_epochs(
+  count: int, in_batched: Any, is_over: jax.Array, state: EpochState
+) -> tuple[EpochState, Any]:
+  """The same of a population, whose members end their epochs together.
+
+  Left to itself vmap would shuffle at every batch, for it has no branches.
+  """
+
+  def spread(leaf: jax.Array, is_batched: bool) -> jax.Array:
+    return leaf if is_batched else jnp.broadcast_to(leaf, (count, *leaf.shape))
+
+  def shuffle(state: EpochState) -> EpochState:
+    choose = lambda over, *leaves: jnp.where(over, *leaves)
+    return jax.tree.map(
+      functools.partial(jax.vmap(choose), is_over),
+      jax.vmap(_next_epoch)(state),
+      state,
+    )
+
+  is_over, state = jax.tree.map(spread, (is_over, state), tuple(in_batched))
+  state = jax.lax.cond(jnp.any(is_over), shuffle, lambda s: s, state)
+  return state, jax.tree.map(lambda _: True, state)
 
 
 def _next_epoch(state: EpochState) -> EpochState:

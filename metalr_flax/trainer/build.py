@@ -18,12 +18,14 @@ import optax
 from metalr_flax import errors
 from metalr_flax import models
 from metalr_flax import tasks
+from metalr_flax.config import population as members_lib
 from metalr_flax.config import rules
 from metalr_flax.config import schema
 from metalr_flax.engine import averaging
 from metalr_flax.engine import meta_gradient
 from metalr_flax.engine import microbatches
 from metalr_flax.engine import outer
+from metalr_flax.engine import population
 from metalr_flax.engine import records
 from metalr_flax.models import functional
 from metalr_flax.trainer import build_loss
@@ -32,11 +34,13 @@ from metalr_flax.trainer import evaluate
 from metalr_flax.trainer import feed as feed_lib
 from metalr_flax.trainer import lookup
 from metalr_flax.trainer import purity
+from metalr_flax.trainer import stacking
 from metalr_flax.trainer import streams as streams_lib
 from metalr_flax.tuning import steered
 from metalr_flax.workdir import fingerprint
 
 Config = Mapping[str, Any]
+_NONE: Mapping[str, Any] = {}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,6 +64,8 @@ class Experiment:
     shares_stream: whether batches of the outer loss are meant to be held out,
       and are the next ones of the training stream for want of a `next_meta`.
     streams: what batches are read from; None for a task in memory.
+    members: of a population, whose `step_fn`, `init_state`, `evaluate` and
+      `initial` have the members as one axis more in front; 0 for a run.
   """
 
   problem: records.Problem
@@ -74,6 +80,7 @@ class Experiment:
   known_answers: dict[str, float]
   shares_stream: bool
   streams: streams_lib.Streams | None
+  members: int
 
   def evaluate_state(self, state: records.MetaTrainState) -> records.Metrics:
     """Evaluates a state's model, and its average where one is kept."""
@@ -94,44 +101,35 @@ def build(config: Config) -> Experiment:
     ConfigError: for a class that cannot be imported, or arguments that it or
       optax refuses.
   """
+  first = members_lib.members_of(config)[0]
   task = build_task(config['task'])
-  split = functional.split(build_model(config['model'], config['seed']))
-  problem, initial = _build_problem(config, task, split)
+  split = functional.split(build_model(config['model'], first['seed']))
+  problem, initial = _build_problem(first, task, split)
   streams = None
   if isinstance(task, tasks.Stream):
+    _check_alone(config)
     streams = streams_lib.Streams(task, config)
     problem = feed_lib.blank(problem, streams.spec)
-  meta_tx = build_optimizers.build_meta_tx(
-    config['meta'], config['task']['loss_kwargs']
-  )
-  build_optimizers.check_update(
-    'meta.optimizer',
-    config['meta']['optimizer'],
-    meta_tx,
-    jax.tree.map(jnp.zeros_like, initial),
-  )
+  meta_tx = _build_meta_tx(first, initial)
   estimator = _build_estimator(config['meta'])
-  return Experiment(
+
+  def init_state(values: Mapping[str, Any]) -> records.MetaTrainState:
+    state = outer.init_state(
+      problem,
+      **values,
+      hyperparams=initial,
+      meta_tx=meta_tx,
+      estimator=estimator,
+    )
+    return _with_average(state, config['average'])
+
+  one = Experiment(
     problem=problem,
     step_fn=_make_step_fn(
       problem, meta_tx, estimator, _summarizer(task, split), config['average']
     ),
-    init_state=lambda: _unshared(
-      _with_average(
-        outer.init_state(
-          problem,
-          **_first_values(config, task, split),
-          hyperparams=initial,
-          meta_tx=meta_tx,
-          estimator=estimator,
-        ),
-        config['average'],
-      )
-    ),
-    evaluate=evaluate.make_evaluate(
-      functional.make_loss_fn(split.eval, task.loss),
-      _eval_batches(task, config['task']['name']),
-    ),
+    init_state=lambda: _unshared(init_state(_first_values(first, task, split))),
+    evaluate=_make_evaluate(config, task, split),
     make_model=split.eval.merge,
     meta_tx=meta_tx,
     estimator=estimator,
@@ -141,22 +139,118 @@ def build(config: Config) -> Experiment:
     shares_stream=config['meta']['objective'] == 'held_out'
     and not has_next_meta(task),
     streams=streams,
+    members=0,
   )
+  if not config['population']:
+    return one
+  return _populate(one, config, task, split, init_state)
+
+
+def _populate(
+  one: Experiment,
+  config: Config,
+  task: tasks.Task,
+  split: functional.Split,
+  init_state: Callable[[Mapping[str, Any]], records.MetaTrainState],
+) -> Experiment:
+  """The objects of a population, of those of its first member.
+
+  Args:
+    one: the first member's.
+    config: the population's.
+    task: what all members train on.
+    split: the first member's model.
+    init_state: from first values to the first member's state.
+  """
+  first, *others = members = members_lib.members_of(config)
+  initials = [_initial(each, task, one.problem.labels) for each in members]
+  make_meta_tx = functools.partial(_build_meta_tx, first, one.initial)
+
+  def begin() -> records.MetaTrainState:
+    first_values = [_first_values(first, task, split)]
+    for each in others:
+      own = functional.split(build_model(each['model'], each['seed']))
+      first_values.append(_draw(each, task, own))
+    state = stacking.begin(
+      config,
+      one.problem,
+      first_values=first_values,
+      initials=initials,
+      init_state=init_state,
+      make_meta_tx=make_meta_tx,
+    )
+    return _unshared(state)
+
+  return dataclasses.replace(
+    one,
+    step_fn=population.vmapped(
+      lambda state, own: one.step_fn(state, meta_tx=make_meta_tx(own)),
+      stacking.meta_settings(config),
+    ),
+    init_state=begin,
+    initial=stacking.stack_initial(initials),
+    members=len(members),
+  )
+
+
+def _make_evaluate(
+  config: Config, task: tasks.Task, split: functional.Split
+) -> evaluate.EvaluateFn:
+  """Evaluates a model; of a population each member's, on the same batches."""
+  loss_fn = functional.make_loss_fn(split.eval, task.loss)
+  if config['population']:
+    loss_fn = jax.vmap(loss_fn, in_axes=(0, 0, None))
+  return evaluate.make_evaluate(
+    loss_fn, _eval_batches(task, config['task']['name'])
+  )
+
+
+def _check_alone(config: Config) -> None:
+  """Refuses a population on a stream, which feeds one run."""
+  if config['population']:
+    raise errors.ConfigError.of(
+      'population',
+      config['population'],
+      f'must be {{}} with task.name={config["task"]["name"]}, a stream',
+      'train its members one by one, or on a task in memory',
+    )
+
+
+def _build_meta_tx(
+  config: Config, initial: Mapping[str, Any], own: Mapping[str, Any] = _NONE
+) -> optax.GradientTransformation:
+  """The outer optimizer, checked; `own` has a member's values of its fields."""
+  meta_tx = build_optimizers.build_meta_tx(
+    {**config['meta'], **own}, config['task']['loss_kwargs']
+  )
+  build_optimizers.check_update(
+    'meta.optimizer',
+    config['meta']['optimizer'],
+    meta_tx,
+    jax.tree.map(jnp.zeros_like, initial),
+  )
+  return meta_tx
 
 
 def _first_values(
   config: Config, task: tasks.Task, split: functional.Split
 ) -> dict[str, Any]:
-  """The first state's values that come from the model and the task."""
-  values = {
-    'params': split.params,
-    'model_state': split.model_state,
-    'data_state': task.init(jax.random.key(config['seed'])),
-  }
+  """The first state's values that come from the model and the task, checked."""
+  values = _draw(config, task, split)
   if not isinstance(task, tasks.Stream):
     purity.check(task, values['data_state'], config['task']['name'])
   fingerprint.check_savable(values, config)
   return values
+
+
+def _draw(
+  config: Config, task: tasks.Task, split: functional.Split
+) -> dict[str, Any]:
+  return {
+    'params': split.params,
+    'model_state': split.model_state,
+    'data_state': task.init(jax.random.key(config['seed'])),
+  }
 
 
 def _build_problem(
@@ -168,14 +262,7 @@ def _build_problem(
   labels = build_optimizers.build_labels(meta['groups'], split.params)
   fixed, of_loss = build_loss.divide(config['task'], meta['learned'], task)
   build_loss.check_names(of_loss, factory)
-  of_tx = {n: kind for n, kind in meta['learned'].items() if n not in of_loss}
-  initial = build_optimizers.initial_hyperparams(
-    inner_section, of_tx, factory, labels
-  )
-  if meta['optimizer'] == rules.STEERING and meta['estimator'] != 'none':
-    initial = steered.begin(
-      initial, of_tx, held_out=meta['objective'] == 'held_out'
-    )
+  initial = _initial(config, task, labels)
   problem = records.Problem(
     loss_fn=microbatches.split(
       functional.make_loss_fn(
@@ -190,7 +277,11 @@ def _build_problem(
     next_batch=task.next,
     next_meta_batch=task.next_meta if has_next_meta(task) else task.next,
     tx=build_optimizers.build_tx(
-      inner_section, of_tx, factory, labels, num_updates(config)
+      inner_section,
+      _of_tx(meta, of_loss),
+      factory,
+      labels,
+      num_updates(config),
     ),
     bijections=meta['learned'],
     unroll_length=meta['unroll_length'],
@@ -200,7 +291,28 @@ def _build_problem(
   build_optimizers.check_update(
     'inner.kwargs', inner_section['optimizer'], problem.tx, split.params
   )
-  return problem, {**initial, **of_loss}
+  return problem, initial
+
+
+def _of_tx(meta: Config, of_loss: Mapping[str, Any]) -> dict[str, str]:
+  """The bijections of what is learned of the inner optimizer."""
+  return {n: kind for n, kind in meta['learned'].items() if n not in of_loss}
+
+
+def _initial(config: Config, task: tasks.Task, labels: Any) -> dict[str, Any]:
+  """The initial value of each learned hyperparameter."""
+  inner_section, meta = config['inner'], config['meta']
+  factory = lookup.find_factory('inner.optimizer', inner_section['optimizer'])
+  _, of_loss = build_loss.divide(config['task'], meta['learned'], task)
+  of_tx = _of_tx(meta, of_loss)
+  initial = build_optimizers.initial_hyperparams(
+    inner_section, of_tx, factory, labels
+  )
+  if meta['optimizer'] == rules.STEERING and meta['estimator'] != 'none':
+    initial = steered.begin(
+      initial, of_tx, held_out=meta['objective'] == 'held_out'
+    )
+  return {**initial, **of_loss}
 
 
 def num_updates(config: Config) -> int:
@@ -285,7 +397,10 @@ def _make_step_fn(
   average: float,
 ) -> outer.StepFn:
   def step_fn(
-    state: records.MetaTrainState, feed: feed_lib.Feed | None = None
+    state: records.MetaTrainState,
+    feed: feed_lib.Feed | None = None,
+    *,
+    meta_tx: optax.GradientTransformation = meta_tx,
   ) -> tuple[records.MetaTrainState, records.Metrics]:
     fed = problem if feed is None else feed_lib.fed(problem, feed)
     state, metrics = outer.outer_step(

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from metalr_flax.config import population
 from metalr_flax.engine import bijections
 from metalr_flax.engine import meta_gradient
 from metalr_flax.engine import outer
@@ -43,9 +44,11 @@ def audit(config: build.Config, warm_up: int) -> list[Row]:
   """Audits a config; a row for each learned eta.
 
   Args:
-    config: resolved, as `config.resolve` returns it.
+    config: resolved, as `config.resolve` returns it; of a population its first
+      member is audited.
     warm_up: windows of training before the one that is audited.
   """
+  config = population.members_of(config)[0]
   with jax.enable_x64(True), build.randomness(config):
     experiment = build.build(config)
     problem = experiment.problem

@@ -18,6 +18,7 @@ from metalr_flax import errors
 from metalr_flax import interrupts
 from metalr_flax.config import schema
 from metalr_flax.engine import outer
+from metalr_flax.engine import population
 from metalr_flax.engine import records
 from metalr_flax.trainer import best
 from metalr_flax.trainer import build
@@ -118,8 +119,9 @@ def lower_chunk(
   Returns:
     The program, to be compiled.
   """
+  steps = population.outer_steps if experiment.members else outer.outer_steps
   outer_steps = functools.partial(
-    outer.outer_steps, step_fn=experiment.step_fn, max_steps=rows
+    steps, step_fn=experiment.step_fn, max_steps=rows
   )
   if not experiment.streams:
     jitted = jax.jit(outer_steps, donate_argnums=0)

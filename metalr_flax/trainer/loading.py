@@ -1,5 +1,6 @@
 """Loads a run from its workdir: model, config and schedule, or its task."""
 
+import dataclasses
 import pathlib
 from typing import Any
 
@@ -11,8 +12,10 @@ import optax
 from metalr_flax import errors
 from metalr_flax import tasks
 from metalr_flax.config import check
+from metalr_flax.config import population as members_lib
 from metalr_flax.engine import averaging
 from metalr_flax.engine import bijections
+from metalr_flax.engine import population
 from metalr_flax.engine import records
 from metalr_flax.trainer import build
 from metalr_flax.trainer import build_schedule
@@ -24,7 +27,11 @@ from metalr_flax.workdir import schedule
 
 
 def load(
-  workdir: str | pathlib.Path, *, best: bool = False, average: bool = False
+  workdir: str | pathlib.Path,
+  *,
+  best: bool = False,
+  average: bool = False,
+  member: int | None = None,
 ) -> tuple[nnx.Module, config_dict.ConfigDict, Any]:
   """Loads a trained model, its config and its schedule from a workdir.
 
@@ -42,6 +49,8 @@ def load(
       with a `best_metric` keeps, instead of the newest one.
     average: whether to load the average of the model that the run kept (config
       `average`).
+    member: of a population, which member's, 0 for the first; its config is that
+      of a run of its own.
 
   Returns:
     The trained NNX module of the newest intact checkpoint, or of the best one,
@@ -53,22 +62,54 @@ def load(
   Raises:
     WorkdirError: where the folder is no workdir or has no checkpoint yet, or
       its `metrics.csv` is not as the checkpoint recorded; for an average that
-      its run did not keep.
+      its run did not keep; for a member that it does not have, or none of a
+      population.
     NoCheckpointError: where no checkpoint is intact.
     ConfigError: where a class that its config names no longer exists.
     StorageError: where the storage cannot be read.
   """
   path = pathlib.Path(workdir)
   config = _config(path)
+  _check_member(path, config, member)
   with build.randomness(config):
     experiment = build.build(config)
     found = _find(path / (folder.BEST if best else folder.STATE), experiment)
+    if member is not None:
+      config = members_lib.members_of(config)[member]
+      experiment, found = _pick(experiment, found, member)
     state = _averaged(path, found.state) if average else found.state
     model = experiment.make_model(state.params, state.model_state)
+  rate = _learning_rate(
+    path, config, experiment, found, best=best, member=member
+  )
+  return model, config_dict.ConfigDict(config), rate
+
+
+def _check_member(
+  path: pathlib.Path, config: dict[str, Any], member: int | None
+) -> None:
+  """Refuses a member that a workdir does not have, and none of a population."""
+  count = members_lib.count(config)
+  if not count and member is not None:
+    raise errors.WorkdirError(
+      f'{path}: is of one run, not of a population; leave member={member} out'
+    )
+  if count and (member is None or not 0 <= member < count):
+    raise errors.WorkdirError(
+      f'{path}: is of a population; say which member, member=0 to '
+      f'member={count - 1}'
+    )
+
+
+def _pick(
+  experiment: build.Experiment, found: checkpoint.Found, member: int
+) -> tuple[build.Experiment, checkpoint.Found]:
+  """A member's own part of a population's objects and checkpoint."""
+  initial = population.pick(experiment.initial, member)
+  state = population.pick(found.state, member)
   return (
-    model,
-    config_dict.ConfigDict(config),
-    _learning_rate(path, config, experiment, found, best=best),
+    dataclasses.replace(experiment, initial=initial),
+    found._replace(state=state),
   )
 
 
@@ -154,9 +195,12 @@ def _learning_rate(
   found: checkpoint.Found,
   *,
   best: bool,
+  member: int | None,
 ) -> Any:
   """The rate of each inner update: the learned value times the multiplier."""
-  learned = _learned_rate(path, config, experiment, found, best=best)
+  learned = _learned_rate(
+    path, config, experiment, found, best=best, member=member
+  )
   multiplier = build_schedule.build_multiplier(
     config['inner'], build.num_updates(config)
   )
@@ -180,6 +224,7 @@ def _learned_rate(
   found: checkpoint.Found,
   *,
   best: bool,
+  member: int | None,
 ) -> Any:
   """The schedule up to the checkpoint's step, also of a run not finished."""
   if 'learning_rate' not in config['meta']['learned']:
@@ -192,12 +237,16 @@ def _learned_rate(
     if best
     else metrics_csv.read(metrics, found.record)
   )
-  keys = bijections.flatten(dict(experiment.initial), 'hyperparams')
+  keys = [*bijections.flatten(dict(experiment.initial), 'hyperparams')]
+  if member is not None:
+    keys.append(metrics_csv.MEMBER)
   missing = [key for key in keys if key not in rows]
   if missing:
     raise errors.WorkdirError(
       f'{metrics}: has no column {missing[0]}; put the file back'
     )
+  if member is not None:
+    rows = metrics_csv.of_member(rows, member)
   schedules = {
     name.removeprefix('learning_rate').lstrip('/'): schedule.make_schedule(s)
     for name, s in schedule.make_schedules(

@@ -120,13 +120,13 @@ def _run_locked(
     ) as feeder,
   ):
     recorder.greet(resumed=bool(found))
-    feeder.begin(int(state.step), record)
+    feeder.begin(state.steps_done, record)
     if not found:
       recorder.write_initial(run.experiment.evaluate_state(state))
     newest = found.step if found else None
     save = saver.Saver(checkpoints, recorder, feeder, newest, standing)
     state = _loop(run, state, recorder, feeder, save)
-    if int(state.step) < run.num_outer_steps:
+    if state.steps_done < run.num_outer_steps:
       console.say(
         f'ending early: {save.standing.why()}; a larger --config.patience goes '
         f'on from here'
@@ -169,7 +169,7 @@ def _loop(
   save: saver.Saver,
 ) -> records.MetaTrainState:
   """Trains chunk after chunk until the run is done or a signal came."""
-  step = int(state.step)
+  step = state.steps_done
   recorder.wait_for('compiling')
   outer_steps = run.outer_steps()
   profiler = profiling.Profiler(

@@ -1,6 +1,6 @@
 """Writes what a run shows as it goes: rows, TensorBoard events and lines."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 import contextlib
 import dataclasses
 import json
@@ -10,22 +10,28 @@ import pathlib
 import shlex
 import sys
 import time
-from typing import Any
+from typing import Any, TYPE_CHECKING
 
 import jax
+import numpy as np
 
 from metalr_flax import console
 from metalr_flax import errors
 from metalr_flax.config import schema
-from metalr_flax.engine import bijections
 from metalr_flax.engine import outer
+from metalr_flax.engine import population
 from metalr_flax.engine import records
 from metalr_flax.trainer import build
+from metalr_flax.trainer import member_rows
+from metalr_flax.trainer import rows as rows_lib
 from metalr_flax.workdir import events
 from metalr_flax.workdir import folder
 from metalr_flax.workdir import metrics_csv
 
-RATE = 'perf/outer_steps_per_sec'
+if TYPE_CHECKING:
+  from metalr_flax.workdir import report
+
+_NESTED = (dict, list)  # in a population's results
 # Before the first checkpoint there is nothing to keep.
 EMPTY_RECORD: dict[str, Any] = {'metrics_size': 0, 'event_sizes': {}}
 
@@ -64,9 +70,11 @@ def opened(
   """
   keys = _metric_keys(experiment, state)
   path = workdir / folder.METRICS
-  with metrics_csv.MetricsFile(path, keys, record) as metrics:
+  with metrics_csv.MetricsFile(
+    path, keys, record, members=bool(experiment.members)
+  ) as metrics:
     events.cut_events(workdir, record['event_sizes'])
-    updates = int(state.step) * config['meta']['unroll_length']
+    updates = state.steps_done * config['meta']['unroll_length']
     writer = events.make_writer(workdir, updates)
     recorder = Recorder(workdir, config, experiment, state, metrics, writer)
     try:
@@ -108,10 +116,13 @@ class Recorder:
     self._workdir = workdir
     self._config = config
     self._experiment = experiment
-    self._params = events.overview(state.params)
+    params = state.params
+    if experiment.members:  # all have the same
+      params = population.pick(params, 0)
+    self._params = events.overview(params)
     self._metrics = metrics
     self._writer = writer
-    self._first = int(state.step)
+    self._first = state.steps_done
     total = config['num_outer_steps']
     self._line = console.Progress(self._first, total, experiment.known_answers)
     self._progress = events.ReportProgress(
@@ -119,15 +130,13 @@ class Recorder:
     )
     self._progress(self._first)
     self._noted = time.monotonic()
-    # What the next window uses, for the message where it fails.
-    self._learned = bijections.flatten(
-      bijections.constrain(state.eta, experiment.problem.bijections),
-      'hyperparams',
-    )
+    make = member_rows.MemberRows if experiment.members else rows_lib.RunRows
+    self._rows: rows_lib.Rows = make(config, experiment, state)
 
   def greet(self, *, resumed: bool) -> None:
     """Prints the parameters and the devices, and logs the config."""
     console.say(self._params)
+    self._rows.greet()
     console.say(f'devices: {", ".join(str(d) for d in jax.devices())}')
     if self._experiment.shares_stream:
       console.say(
@@ -159,7 +168,7 @@ class Recorder:
 
     Not in `metrics.csv`, which has a row for each outer step.
     """
-    values = {f'eval/{name}': float(v) for name, v in evaluation.items()}
+    values = {f'eval/{name}': _mean(v) for name, v in evaluation.items()}
     if values:
       self._writer.write_scalars(0, values)
       console.say(f'before the first step: {_shown(values)}')
@@ -176,21 +185,16 @@ class Recorder:
     """
     chunk = jax.device_get(pending.chunk)
     now = time.monotonic()
-    rate = int(chunk.count) / max(now - self._noted, 1e-9)
+    rate = int(np.max(chunk.count)) / max(now - self._noted, 1e-9)
     self._noted = now
-    good = int(chunk.count) - (not chunk.finite)
-    rows = self._rows(pending.first, good, chunk.rows, rate)
-    if chunk.finite and pending.evaluation:
-      rows[-1] |= {
-        f'eval/{name}': float(value)
-        for name, value in jax.device_get(pending.evaluation).items()
-      }
+    evaluation = {
+      f'eval/{name}': value
+      for name, value in jax.device_get(pending.evaluation).items()
+    }
+    rows = self._rows.make(pending.first, chunk, evaluation, rate)
     self._metrics.append(rows)
-    self._log(rows)
-    if rows:
-      self._learned = {key: rows[-1][key] for key in self._learned}
-    if not chunk.finite:
-      raise self._diverged(pending.first + good + 1, chunk, good)
+    self._log(self._rows.shown(rows))
+    self._rows.end(pending.first, chunk)
     return rate
 
   def flush(self) -> dict[str, Any]:
@@ -214,33 +218,26 @@ class Recorder:
       command: the run's command without its workdir.
       best: what the results say of the best evaluation.
     """
-    # They import matplotlib, which no step has to wait for.
-    from metalr_flax.trainer import run_page
+    # It imports matplotlib, which no step has to wait for.
     from metalr_flax.workdir import report
 
     self._metrics.flush()
-    values = {f'eval/{n}': float(v) for n, v in evaluation.items()}
-    found = report.write_learned(
-      self._workdir,
-      self._config,
-      self._experiment.initial,
-      values,
-      loss_label=self._experiment.loss_label,
-      known_answers=self._experiment.known_answers,
+    values = {f'eval/{name}': value for name, value in evaluation.items()}
+    found, results, write_page = self._write_learned(
+      jax.device_get(values), best
     )
-    results = report.make_results(found.columns, {**values, **best})
-    step = self._updates(len(found.columns['outer_step']))
+    step = self._updates(results['outer_step'])
     self._writer.write_scalars(step, _finals(results))
     self._writer.write_images(
       step, {'plots/learning_rate': found.picture.pixels}
     )
     self._writer.flush()
-    run_page.write(self._workdir, self._config, command, found, results)
+    write_page(self._workdir, self._config, command, found, results)
     # Last: with its results a run counts as finished.
     report.write_results(self._workdir, results)
-    learned = {k: v for k, v in results.items() if k in self._learned}
-    measured = {k: v for k, v in results.items() if k not in learned}
-    console.say(f'done: {_shown(measured)}')
+    numbers = {k: v for k, v in results.items() if not isinstance(v, _NESTED)}
+    learned = {k: numbers.pop(k) for k in self._rows.used() if k in numbers}
+    console.say(f'done: {_shown(numbers)}')
     if learned:
       console.say(f'learned at the end: {_shown(learned)}')
     logdir = _logdir(self._workdir)
@@ -252,16 +249,39 @@ class Recorder:
       f'--host=localhost'
     )
 
-  def _rows(
-    self, first: int, count: int, columns: Mapping[str, Any], rate: float
-  ) -> list[dict[str, float]]:
-    rows = []
-    for i in range(count):
-      step = first + i + 1
-      values = {key: float(column[i]) for key, column in columns.items()}
-      counts = {'outer_step': step, 'inner_step': self._updates(step)}
-      rows.append({**counts, **values, RATE: rate})
-    return rows
+  def _write_learned(
+    self, evaluation: Mapping[str, Any], best: Mapping[str, Any]
+  ) -> tuple['report.Learned', dict[str, Any], Callable[..., None]]:
+    """Writes the schedule and the plot.
+
+    Returns:
+      What they are made of, the results, and what writes the page.
+    """
+    from metalr_flax.trainer import population_page
+    from metalr_flax.trainer import run_page
+    from metalr_flax.workdir import population_report
+    from metalr_flax.workdir import report
+
+    experiment = self._experiment
+    kind = population_report if experiment.members else report
+    if not experiment.members:
+      evaluation = {key: float(value) for key, value in evaluation.items()}
+    found = kind.write_learned(
+      self._workdir,
+      self._config,
+      experiment.initial,
+      evaluation,
+      loss_label=experiment.loss_label,
+      known_answers=experiment.known_answers,
+    )
+    columns = found.columns
+    if experiment.members:
+      results = population_report.make_results(
+        self._config, columns, evaluation
+      )
+      return found, results, population_page.write
+    results = report.make_results(columns, {**evaluation, **best})
+    return found, results, run_page.write
 
   def _log(self, rows: list[dict[str, float]]) -> None:
     every = self._config['log_every']
@@ -271,49 +291,15 @@ class Recorder:
       evaluated = {k: v for k, v in scalars.items() if k.startswith('eval/')}
       logged = scalars if step % every == 0 else evaluated
       if logged:
-        self._writer.write_scalars(self._updates(step), logged)
+        spread = self._rows.spread(row, logged)
+        self._writer.write_scalars(self._updates(step), {**logged, **spread})
     if rows:
-      self._line(int(rows[-1]['outer_step']), rows[-1] | self._used(rows))
+      self._line(int(rows[-1]['outer_step']), rows[-1] | self._rows.used())
       self._progress(int(rows[-1]['outer_step']))
 
   def _updates(self, step: int) -> int:
     """TensorBoard's axis, as that of all pictures: inner updates done."""
     return step * self._config['meta']['unroll_length']
-
-  def _used(self, rows: list[dict[str, float]]) -> dict[str, float]:
-    """The learned values that made the last row's losses.
-
-    The row itself has those of the next window.
-    """
-    before = rows[-2] if len(rows) > 1 else self._learned
-    return {key: float(before[key]) for key in self._learned}
-
-  def _diverged(
-    self, step: int, chunk: outer.Chunk, row: int
-  ) -> errors.DivergedError:
-    parts = ', '.join(n for n, finite in chunk.parts.items() if not finite)
-    values = ', '.join(
-      f'{key} {column[row]:g}'
-      for key, column in chunk.rows.items()
-      if key not in self._learned
-    )
-    used = ', '.join(
-      f'{key.partition("/")[2]} {float(value):g} (eta {self._eta(key):g})'
-      for key, value in self._learned.items()
-    )
-    return errors.DivergedError(
-      f'outer step {step}: not finite in {parts} ({values}) with {used}'
-    )
-
-  def _eta(self, key: str) -> float:
-    """The eta of a learned value that has the metric key `key`."""
-    name = key.split('/')[1]
-    spec = self._experiment.problem.bijections[name]
-    inverse = bijections.make_bijection(spec).unconstrain
-    try:
-      return inverse(float(self._learned[key]))
-    except (ValueError, ZeroDivisionError):
-      return math.inf  # rounded to an end of its range
 
 
 def _metric_keys(
@@ -322,7 +308,11 @@ def _metric_keys(
   _, metrics = jax.eval_shape(experiment.step_fn, state)
   evaluation = jax.eval_shape(experiment.evaluate_state, state)
   blank = {'meta/loss', 'meta/grad_norm'}  # columns of every estimator
-  return [*({*metrics} | blank), *(f'eval/{name}' for name in evaluation), RATE]
+  return [
+    *({*metrics} | blank),
+    *(f'eval/{name}' for name in evaluation),
+    rows_lib.RATE,
+  ]
 
 
 def _finals(results: Mapping[str, Any]) -> dict[str, float]:
@@ -336,6 +326,11 @@ def _finals(results: Mapping[str, Any]) -> dict[str, float]:
     for key, value in results.items()
     if key.startswith(('hyperparams/', 'eval/'))
   }
+
+
+def _mean(value: Any) -> float:
+  """A value, of a population the mean over its members."""
+  return float(np.mean(np.asarray(value, np.float64)))
 
 
 def _shown(values: Mapping[str, Any]) -> str:

@@ -107,7 +107,7 @@ def _secs_per_step(
     count = min(2 * count, max_count)
     begun = time.perf_counter()
     state, chunk = steps(state, np.int32(count))
-    if int(chunk.count) < count or count == max_count:
+    if np.max(chunk.count) < count or count == max_count:
       break
   return (time.perf_counter() - begun) / count if count > 1 else math.inf
 

@@ -16,7 +16,7 @@ from metalr_flax.workdir import plots
 from metalr_flax.workdir import report
 
 _PARTS = 4  # of the table over time
-_FILES = {
+FILES = {
   folder.METRICS: 'every window: its losses, and the learned values after it',
   folder.SCHEDULE: 'the learned values as each update used them, for '
   'metalr_flax.load_schedule',
@@ -58,7 +58,7 @@ def write(
   """
   content = page.make(
     f'Run {workdir.resolve().name}',
-    _lead(config),
+    lead(config),
     [
       page.section('At the end', page.numbers(_headline(learned, results))),
       page.section(
@@ -66,13 +66,22 @@ def write(
         page.folded('The same in numbers', _over_time(learned)),
       ),
       page.section('Final values', _final_values(results)),
-      page.section('What was run', *_config(config)),
-      page.run_again(workdir, command, _MORE),
+      *about(workdir, config, command),
       page.section('Made with', page.versions(fingerprint.versions())),
-      page.section('Files beside this one', page.files_list(_FILES)),
+      page.section('Files beside this one', page.files_list(FILES)),
     ],
   )  # fmt: skip
   files.write_bytes(workdir / folder.REPORT, content)
+
+
+def about(
+  workdir: pathlib.Path, config: Mapping[str, Any], command: str
+) -> list[str]:
+  """The parts that say what was run, and how to run it again."""
+  return [
+    page.section('What was run', *_config(config)),
+    page.run_again(workdir, command, _MORE),
+  ]
 
 
 _MORE = (
@@ -86,7 +95,7 @@ _CAPTION = (
 )
 
 
-def _lead(config: Mapping[str, Any]) -> str:
+def lead(config: Mapping[str, Any]) -> str:
   """The run in one sentence."""
   task, model, meta = config['task'], config['model'], config['meta']
   learned = ', '.join(meta['learned']) or 'nothing'

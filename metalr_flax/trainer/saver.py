@@ -30,7 +30,7 @@ class Saver:
 
   def __call__(self, state: records.MetaTrainState) -> None:
     """Starts to save a state that is not there yet; waits for the device."""
-    step = int(state.step)
+    step = state.steps_done
     if step != self._newest:
       self._checkpoints.save(state, self._record(state))
       self._newest = step
@@ -53,7 +53,7 @@ class Saver:
     """
     if not self.watches(evaluation):
       return
-    step = int(state.step)
+    step = state.steps_done
     value = float(evaluation[self.standing.metric.removeprefix('eval/')])
     self.standing = self.standing.after(step, value)
     if self.standing.step == step:
@@ -63,7 +63,7 @@ class Saver:
     """Saves a run's last state; returns its step when all is on the disk."""
     self(state)
     self._checkpoints.wait()
-    return int(state.step)
+    return state.steps_done
 
   def _record(self, state: records.MetaTrainState) -> dict:
     return {

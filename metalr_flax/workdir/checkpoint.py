@@ -232,7 +232,7 @@ def write(
     saving,
     path.name,
     {
-      'step': int(state.step),
+      'step': state.steps_done,
       'record': record,
       'sha256': sha256,
       'leaves': fingerprint.describe(state),

@@ -1,5 +1,7 @@
 """`metrics.csv`: a row per outer step, floats that read back exactly.
 
+Of a population it has a row per outer step and member, in this order.
+
 A row shows the state after its window: `train/loss` is the mean of the window's
 K losses, each before its update, but `hyperparams/*` of row i are what window
 i + 1 will use. The rate that made the loss of row i is that of row i - 1, and
@@ -21,6 +23,8 @@ import numpy as np
 from metalr_flax import errors
 from metalr_flax.workdir import files
 
+COUNTS = ('outer_step', 'inner_step')
+MEMBER = 'member'  # the third column of a population's
 _ORDER = ('train/', 'meta/', 'hyperparams/', 'params/', 'eval/', 'perf/')
 Row = Mapping[str, float]
 
@@ -43,7 +47,12 @@ class MetricsFile:
   """
 
   def __init__(
-    self, path: pathlib.Path, keys: Sequence[str], record: Mapping[str, Any]
+    self,
+    path: pathlib.Path,
+    keys: Sequence[str],
+    record: Mapping[str, Any],
+    *,
+    members: bool = False,
   ):
     """Opens the file and cuts it to the size recorded.
 
@@ -52,11 +61,13 @@ class MetricsFile:
       keys: metric keys, the columns after `outer_step` and `inner_step`.
       record: what `flush` returned for the part to keep; `metrics_size` 0
         starts it anew with a header.
+      members: whether each row is a member's of a population.
 
     Raises:
       WorkdirError: where the file is not as recorded, or has other columns.
     """
-    self._columns = ['outer_step', 'inner_step', *sort_keys(keys)]
+    own = [MEMBER] if members else []
+    self._columns = [*COUNTS, *own, *sort_keys(keys)]
     size = record['metrics_size']
     header = _to_csv([self._columns])
     kept = check(path, record) if size else b''
@@ -186,6 +197,14 @@ def read_steps(path: pathlib.Path, count: int) -> dict[str, np.ndarray]:
       f'back, or choose another --workdir='
     )
   return columns
+
+
+def of_member(
+  columns: Mapping[str, np.ndarray], number: int
+) -> dict[str, np.ndarray]:
+  """The rows of one member of a population, as those of a run alone."""
+  own = columns[MEMBER] == number
+  return {key: v[own] for key, v in columns.items() if key != MEMBER}
 
 
 def _parse(path: pathlib.Path, text: bytes) -> dict[str, np.ndarray]:

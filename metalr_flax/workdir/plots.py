@@ -1,6 +1,6 @@
 """The picture of a run: the learned values above the losses that they gave."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import pathlib
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ _MOST_NAMES = 12  # in a legend
 MOST_POINTS = 2000  # of a curve: twice the picture's width in pixels
 _MOST_MARKERS = 60
 # Of what is learned, one after the other; a loss has none of them.
-_COLORS = (
+COLORS = (
   'tab:blue', 'tab:red', 'tab:brown', 'tab:pink', 'tab:olive', 'tab:cyan',
 )  # fmt: skip
 # Letters as large as this in a picture as narrow as this can still be read
@@ -72,17 +72,39 @@ def plot_run(
     if f'params/{name}' in columns
   }
   names = list(dict.fromkeys(key.split('/')[0] for key in schedules))
-  title = _title(optimizer, names)
-  with drawing.rc_context({'font.size': _LETTERS, 'axes.titlesize': _LETTERS}):
-    fig, panels = _make_panels(len(names), len(shown), title)
+
+  def fill(panels: np.ndarray) -> None:
     for i, (axes, name) in enumerate(zip(panels, names, strict=False)):
-      _draw_learned(axes, name, schedules, _COLORS[i % len(_COLORS)])
+      _draw_learned(axes, name, schedules, COLORS[i % len(COLORS)])
     losses, *rest = panels[len(names) :]
     _draw_losses(
       losses, columns, evaluation, loss_label, known_answers.get('loss')
     )
     for axes, (name, answer) in zip(rest, shown.items(), strict=True):
       _draw_answered(axes, name, columns, answer)
+
+  return draw(path, _title(optimizer, names), len(names), len(shown), fill)
+
+
+def draw(
+  path: pathlib.Path,
+  title: str,
+  learned: int,
+  answered: int,
+  fill: Callable[[np.ndarray], None],
+) -> Picture:
+  """Draws panels one below the other over the inner updates, into a file.
+
+  Args:
+    path: the PNG file to write.
+    title: above all panels.
+    learned: panels of learned hyperparameters.
+    answered: panels of values whose answer is known, below that of the losses.
+    fill: draws into the panels' axes, from the uppermost on.
+  """
+  with drawing.rc_context({'font.size': _LETTERS, 'axes.titlesize': _LETTERS}):
+    fig, panels = _make_panels(learned, answered, title)
+    fill(panels)
     for axes in panels:
       axes.grid(True, alpha=0.25)
     panels[-1].set_xlabel('inner updates')
@@ -109,7 +131,7 @@ def _title(optimizer: str, names: Sequence[str]) -> str:
   if not names:
     return f'Training with {optimizer}'
   if len(names) == 1:
-    return f"{optimizer}'s {_words(names[0])}, learned while training"
+    return f"{optimizer}'s {words(names[0])}, learned while training"
   return f'Hyperparameters, learned while training with {optimizer}'
 
 
@@ -120,7 +142,8 @@ def _write(path: pathlib.Path, fig: drawing.figure.Figure) -> np.ndarray:
   return pixels
 
 
-def _words(name: str) -> str:
+def words(name: str) -> str:
+  """A hyperparameter's name as it is drawn."""
   return drawing.plain(name.replace('_', ' '))
 
 
@@ -143,10 +166,10 @@ def _draw_learned(
     axes.step(x, y, where='post', label=label, color=own)
   moved = _moved(name, list(groups.values()))
   if 1 < len(groups) <= _MOST_NAMES:
-    _say_names(axes, moved, ncols=3, color=color)
+    say_names(axes, moved, ncols=3, color=color)
   else:
-    _say(axes, moved, color)
-  _set_log_scale(axes)
+    say(axes, moved, color)
+  set_log_scale(axes)
 
 
 def _moved(name: str, schedules: Sequence[Mapping[str, Any]]) -> str:
@@ -154,22 +177,29 @@ def _moved(name: str, schedules: Sequence[Mapping[str, Any]]) -> str:
   firsts, lasts = (
     [schedule['value'][i] for schedule in schedules] for i in (0, -1)
   )
-  return (
-    f'{_words(name)}: {_range(firsts)} \N{RIGHTWARDS ARROW} {_range(lasts)}'
-  )
+  return moved_text(name, firsts, lasts)
 
 
-def _range(values: Sequence[float]) -> str:
+def moved_text(
+  name: str, firsts: Sequence[float], lasts: Sequence[float]
+) -> str:
+  """A hyperparameter's name with its first values and its last ones."""
+  first, last = range_text(firsts), range_text(lasts)
+  return f'{words(name)}: {first} \N{RIGHTWARDS ARROW} {last}'
+
+
+def range_text(values: Sequence[float]) -> str:
+  """The least and the largest of some numbers; one where they are alike."""
   low, high = f'{min(values):.3g}', f'{max(values):.3g}'
   return low if low == high else f'{low} to {high}'
 
 
-def _say(axes: drawing.Axes, text: str, color: str = 'black') -> None:
+def say(axes: drawing.Axes, text: str, color: str = 'black') -> None:
   """Says above a panel what it shows."""
   axes.set_title(text, loc='left', color=color)
 
 
-def _say_names(
+def say_names(
   axes: drawing.Axes, text: str, *, ncols: int, color: str = 'black'
 ) -> None:
   """Says above a panel what it shows, and whose lines: inside it hides them."""
@@ -209,12 +239,12 @@ def _draw_losses(
     label += f', mean of {window(losses)} windows'
   _draw_evaluation(axes, _with_last(columns, evaluation), evaluation)
   if answer is not None and answer > 0:  # 0 has no place on a log scale
-    _draw_answer(axes, answer, f'noise in the data {answer:g}')
+    draw_answer(axes, answer, f'noise in the data {answer:g}')
   if axes.has_data():
-    _say_names(axes, label, ncols=2)
+    say_names(axes, label, ncols=2)
   else:
-    _say(axes, label)
-  _set_log_scale(axes)
+    say(axes, label)
+  set_log_scale(axes)
 
 
 def _draw_windows(axes: drawing.Axes, columns: Columns) -> None:
@@ -279,16 +309,17 @@ def _draw_answered(
   axes.plot(
     *thin(columns['inner_step'], values), color='tab:gray', linewidth=0.8
   )
-  _draw_answer(axes, answer)
+  draw_answer(axes, answer)
   last = f'{values[-1]:.4g}, ' if len(values) else ''
-  _say(axes, f'{drawing.plain(name)}: {last}answer {answer:g}')
+  say(axes, f'{drawing.plain(name)}: {last}answer {answer:g}')
   late = np.abs(values[len(values) // 10 :] - answer)
   reach = 1.2 * np.max(late, initial=0)
   if np.isfinite(reach) and reach > 0:
     axes.set_ylim(answer - reach, answer + reach)
 
 
-def _draw_answer(axes: drawing.Axes, answer: float, label: str = '') -> None:
+def draw_answer(axes: drawing.Axes, answer: float, label: str = '') -> None:
+  """A line at a known answer."""
   axes.axhline(answer, color='black', linestyle='--', linewidth=1, label=label)
 
 
@@ -331,7 +362,7 @@ def running_mean(values: np.ndarray) -> np.ndarray:
   )
 
 
-def _set_log_scale(axes: drawing.Axes) -> None:
+def set_log_scale(axes: drawing.Axes) -> None:
   """A log scale with plain numbers, several of them on a short range too."""
   if not np.isfinite(axes.dataLim.minposy):
     return  # nothing to show yet, or nothing above 0

@@ -64,10 +64,9 @@ def write_learned(
     initial, columns, config['meta']['unroll_length']
   )
   files.write_json(workdir / folder.SCHEDULE, schedules)
-  optimizer = config['inner']['optimizer']
   picture = plots.plot_run(
     workdir / folder.PLOT,
-    optimizer=_SPELLING.get(optimizer, optimizer),
+    optimizer=spelling(config['inner']['optimizer']),
     schedules=schedules,
     columns=columns,
     evaluation=evaluation,
@@ -87,7 +86,7 @@ def make_results(
     columns: of `metrics.csv`.
     evaluation: final `eval/*` values.
   """
-  results: dict[str, Any] = {**_last_row(columns), **evaluation}
+  results: dict[str, Any] = {**last_row(columns), **evaluation}
   # JSON has no NaN.
   return {k: v if math.isfinite(v) else None for k, v in results.items()}
 
@@ -97,7 +96,12 @@ def write_results(workdir: pathlib.Path, results: Mapping[str, Any]) -> None:
   files.write_json(workdir / folder.RESULTS, results)
 
 
-def _last_row(columns: Mapping[str, np.ndarray]) -> dict[str, float]:
+def spelling(optimizer: str) -> str:
+  """An optimizer's name as its paper writes it."""
+  return _SPELLING.get(optimizer, optimizer)
+
+
+def last_row(columns: Mapping[str, np.ndarray]) -> dict[str, float]:
   """The last outer step's values, its numbers first; no speed, no blanks."""
   if not len(columns['outer_step']):
     return {'outer_step': 0, 'inner_step': 0}

@@ -93,7 +93,7 @@ class Checkpoints:
     self, state: records.MetaTrainState, record: dict[str, Any], best: bool
   ) -> None:
     kept = self._directory.with_name(folder.BEST) if best else self._directory
-    path = kept / str(int(state.step))
+    path = kept / str(state.steps_done)
     try:
       if best:
         checkpoint.make_way(path, state)

@@ -1,4 +1,8 @@
-"""The learned schedule: writes `schedule.json`, and reads it for optax."""
+"""The learned schedule: writes `schedule.json`, and reads it for optax.
+
+In that of a population a name has its member's number before it:
+`3/learning_rate`.
+"""
 
 from collections.abc import Mapping, Sequence
 import pathlib
@@ -42,6 +46,17 @@ def make_schedules(
     name = key.removeprefix('hyperparams/')
     schedules[name] = {'inner_step': steps, 'value': values}
   return schedules
+
+
+def name_of(name: str, member: int | None) -> str:
+  """The name of a hyperparameter's schedule, of a population's member."""
+  return name if member is None else f'{member}/{name}'
+
+
+def split_name(name: str) -> tuple[str, int | None]:
+  """The hyperparameter that a name of `name_of` is of, and the member."""
+  first, _, rest = name.partition('/')
+  return (rest, int(first)) if first.isdecimal() else (name, None)
 
 
 def make_schedule(entry: Mapping[str, Any]) -> optax.Schedule:
@@ -102,7 +117,10 @@ def save_schedule(
 
 
 def load_schedule(
-  path: str | pathlib.Path, name: str = 'learning_rate'
+  path: str | pathlib.Path,
+  name: str = 'learning_rate',
+  *,
+  member: int | None = None,
 ) -> optax.Schedule:
   """A learned schedule as an optax schedule, ready for a plain run.
 
@@ -114,20 +132,34 @@ def load_schedule(
   Args:
     path: a `schedule.json`.
     name: which hyperparameter, `<name>/<label>` where there are groups.
+    member: of a population, whose.
 
   Returns:
     `count -> value`, float32, piecewise constant in the inner step's number;
     the last value holds for ever after.
 
   Raises:
-    ConfigError: where the file is no schedule or has no such name.
+    ConfigError: where the file is no schedule or has no such name or member.
   """
   schedules = _read(path)
-  if name not in schedules:
+  wanted = name_of(name, member)
+  if wanted in schedules:
+    return make_schedule(schedules[wanted])
+  found = [split_name(each) for each in schedules]
+  last = max((m for _, m in found if m is not None), default=None)
+  if last is not None and (member is None or not 0 <= member <= last):
     raise errors.ConfigError(
-      f'{path}: has no {name}; it has {", ".join(schedules) or "nothing"}'
+      f'{path}: is of a population; say whose schedule, member=0 to '
+      f'member={last}'
     )
-  return make_schedule(schedules[name])
+  if last is None and member is not None:
+    raise errors.ConfigError(
+      f'{path}: is of one run, not of a population; leave member={member} out'
+    )
+  known = dict.fromkeys(each for each, _ in found)
+  raise errors.ConfigError(
+    f'{path}: has no {name}; it has {", ".join(known) or "nothing"}'
+  )
 
 
 def _read(path: str | pathlib.Path) -> Schedules:

@@ -27,6 +27,7 @@ from metalr_flax import models
 from metalr_flax import tasks
 from metalr_flax.config import check
 from metalr_flax.config import flags
+from metalr_flax.config import population
 from metalr_flax.config import rules
 from metalr_flax.config import schema
 from metalr_flax.engine import bijections
@@ -99,6 +100,24 @@ WRONG_CONFIGS = {
   'section as a list': ({'inner': [1]}, 'inner: is a section', 'inner.learning_rate'),
   'section as None': ({'model': None}, 'model: is a section', 'model.kwargs'),
   'field as a section': ({'seed': {'data': 0}}, "seed={'data': 0}: must be an integer"),
+  # Populations.
+  'population of a number': ({'population': 3}, 'population=3: must be a mapping'),
+  'population of no seeds': ({'population': {'seed': 0}}, 'population.seed=0: must be a number of seeds from 1 to 65536'),
+  'population of True seeds': ({'population': {'seed': True}}, 'population.seed=True: must be a number of seeds'),
+  'population of an empty list': ({'population': {'seed': []}}, 'population.seed=[]: must be a list with a value for each member'),
+  'population of one rate': ({'population': {'inner': {'learning_rate': 0.1}}}, 'population.inner.learning_rate=0.1: must be a list'),
+  'lists of two lengths': ({'population': {'seed': 3, 'inner': {'learning_rate': [0.1]}}}, 'population=3 of seed, 1 of inner.learning_rate: must have as many values of each', 'write every combination out'),
+  'a typo in a population': ({'population': {'sede': [1]}}, 'population.sede: unknown field; did you mean seed?'),
+  'a section in a population': ({'population': {'meta': {}}}, 'population.meta: is a section'),
+  'a shape in a population': ({'population': {'meta': {'unroll_length': [1, 2]}}}, 'population.meta.unroll_length=[1, 2]: must be the same for all members', 'what may differ are seed, inner.learning_rate'),
+  'a population in a population': ({'population': {'population': {'seed': [1]}}}, 'population.population.seed=[1]: must be the same'),
+  'not learned in a population': ({'population': {'inner': {'kwargs': {'decay': [0.8, 0.9]}}}}, 'population.inner.kwargs.decay=[0.8, 0.9]: must be learned to differ', 'add decay to meta.learned'),
+  'a bad member': ({'population': {'inner': {'learning_rate': [0.1, 2.0]}}}, 'population, member 1: inner.learning_rate=2.0: must be a number inside the open range (0, 1)'),
+  'a bad seed': ({'population': {'seed': [1, 'two']}}, 'population, member 1: seed=two: must be an integer'),
+  'one seed too many': ({'population': {'seed': 2}, 'seed': 2**32 - 1}, 'population, member 1: seed=4294967296: must be an integer'),
+  'the best of a population': ({'population': {'seed': 2}, 'best_metric': 'eval/loss'}, "best_metric=eval/loss: must be '' with a population"),
+  'a rate that nothing uses': ({'population': {'meta': {'learning_rate': [0.1]}}, 'meta.optimizer': 'steering'}, "population.meta.learning_rate=[0.1]: has no effect on 'steering'"),
+  'below a number': ({'population': {'task': {'loss_kwargs': {'w': {'a': [0.1]}}}}, 'task.loss_kwargs': {'w': 0.5}, 'meta.learned': {'w': 'log'}}, 'population.task.loss_kwargs.w.a=0.1: is below w, which is 0.5'),
   # Missing fields and sections.
   'no name': ({'task.name': ABSENT}, 'task.name: missing', 'add it to the config file'),
   'no section': ({'task': ABSENT}, 'task.name: missing'),
@@ -781,3 +800,34 @@ def test_every_optimizer_is_one_of_optax_and_updates(name):
     assert after.dtype == before.dtype
     assert jnp.all(jnp.isfinite(after))
     assert jnp.any(after != before)
+
+
+# --- Populations.
+
+
+def test_a_population_says_its_seeds_and_is_then_what_it_was():
+  config = check.resolve(changed({'population': {'seed': 3}, 'seed': 7}))
+  assert config['population'] == {'seed': [7, 8, 9]}
+  assert check.resolve(copy.deepcopy(config)) == config
+
+
+def test_members_have_their_own_values_and_nothing_else():
+  own = {'decay': [0.9, 0.8]}
+  config = check.resolve(
+    changed(
+      {
+        'meta.learned': {'learning_rate': 'sigmoid', 'decay': 'sigmoid'},
+        'population': {'seed': [4, 5], 'inner': {'kwargs': own}},
+      }
+    )
+  )
+  first, second = population.members_of(config)
+  assert (first['seed'], second['seed']) == (4, 5)
+  assert second['inner']['kwargs'] == {'decay': 0.8}
+  assert first['population'] == {}
+  assert config['inner']['kwargs'] == {}
+  for member in (first, second):
+    assert check.resolve(copy.deepcopy(member)) == member
+  assert population.count(config) == 2
+  assert population.count(first) == 0
+  assert population.members_of(first) == [first]

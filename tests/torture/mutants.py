@@ -104,7 +104,7 @@ MUTANTS = [
   Mutant('a loss of any shape is taken', 'engine/losses', '    if fault:', '    if False:', 'tests/engine/test_wrong_calls.py'),
   Mutant('a loss of other parameters is taken', 'engine/losses', '  if not jaxprs.depends_on_first(', '  if False and not jaxprs.depends_on_first(', 'tests/engine/test_wrong_calls.py'),
   Mutant('reverse mode takes a discount', 'engine/meta_gradient', "    if self.kind == 'reverse' and self.discount:", '    if False:', 'tests/engine/test_wrong_calls.py'),
-  Mutant('more steps are taken than there are rows', 'engine/outer', '  _check_counts(num_steps, max_steps)\n', '', 'tests/engine/test_wrong_calls.py'),
+  Mutant('more steps are taken than there are rows', 'engine/outer', '  check_counts(num_steps, max_steps)\n', '', 'tests/engine/test_wrong_calls.py'),
   Mutant('JAX is imported before the config is checked', 'config/check', 'import difflib', 'import jax  # noqa\nimport difflib', f'{T}test_invalid.py'),
   Mutant("labels that are not the optimizer's are taken", 'tuning/fit', '  if misplaced:', '  if False:', 'tests/tuning/test_tuning.py::test_labels_other_than_the_optimizers_are_refused'),
   Mutant('a group that no label names is passed over', 'tuning/fit', '    if stage.group is None:', '    if False:', 'tests/tuning/test_tuning.py::test_labels_other_than_the_optimizers_are_refused'),
