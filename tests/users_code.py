@@ -67,6 +67,20 @@ class Half(nnx.Module):
     return self.layer(x.astype(jnp.bfloat16))[..., 0].astype(jnp.float32)
 
 
+class Annotated(nnx.Module):
+  """Says itself how its weights are split over devices."""
+
+  def __init__(self, *, axes=(None, 'model'), rngs):
+    split = lambda *axes: nnx.with_partitioning(
+      nnx.initializers.lecun_normal(), axes
+    )
+    self.up = nnx.Linear(2, 64, kernel_init=split(*axes), rngs=rngs)
+    self.down = nnx.Linear(64, 1, kernel_init=split(*axes[::-1]), rngs=rngs)
+
+  def __call__(self, x):
+    return self.down(jnp.tanh(self.up(x)))[..., 0]
+
+
 class Plane(tasks.Task):
   """y = a . x + noise."""
 

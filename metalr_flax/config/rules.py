@@ -104,6 +104,14 @@ NUMBER = _number(0, open_end=False)
 POSITIVE_NUMBER = _number(0, open_end=True)
 SHARE = _number(0, 1, open_end=False)
 POSITIVE_SHARE = _number(0, 1, open_end=True)
+MESH = Rule(
+  'must be () or two integers >= 1, (data, model)',
+  lambda v: (
+    isinstance(v, (list, tuple))
+    and len(v) in (0, 2)
+    and all(map(POSITIVE_INTEGER.holds, v))
+  ),
+)
 MAPPING = Rule('must be a mapping', lambda v: isinstance(v, dict))
 TEXT = Rule('must be a string', lambda v: isinstance(v, str))
 FLAG = Rule('must be True or False', lambda v: isinstance(v, bool))

@@ -4,7 +4,6 @@ A config names what differs from the defaults given here. No JAX is imported.
 """
 
 from collections.abc import Iterator, Mapping
-import copy
 import math
 from typing import Any, NamedTuple
 
@@ -17,7 +16,7 @@ CADENCES = ('log_every', 'eval_every', 'checkpoint_every')
 # `log_every` ends no chunk: the metrics of all its steps are fetched anyway.
 CHUNK_ENDS = ('eval_every', 'checkpoint_every')
 # What a run may change when it is resumed, beside a larger `num_outer_steps`.
-MAY_CHANGE = (*CADENCES, 'patience', 'profile_steps', 'dry_run')
+MAY_CHANGE = (*CADENCES, 'patience', 'profile_steps', 'dry_run', 'mesh')
 
 
 class Field(NamedTuple):
@@ -76,6 +75,12 @@ FIELDS: dict[str, Field] = {
   ),
   'dry_run': Field(
     rules.FLAG, 'whether to try two outer steps and keep nothing', False
+  ),
+  'mesh': Field(
+    rules.MESH,
+    'devices that batches and that params are split over; () is all of them '
+    'for batches',
+    (),
   ),
   'threefry_partitionable': Field(
     rules.FLAG, "JAX's flag of that name, which decides random numbers", True
@@ -202,7 +207,7 @@ def complete(plain: dict[str, Any]) -> None:
     section, _, key = name.rpartition('.')
     holder = plain.setdefault(section, {}) if section else plain
     if field.default is not None and isinstance(holder, dict):
-      holder.setdefault(key, copy.copy(field.default))
+      holder.setdefault(key, _plain(name, field.default))
 
 
 def completed(section: str, values: Mapping[str, Any]) -> dict[str, Any]:

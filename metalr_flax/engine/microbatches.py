@@ -7,6 +7,7 @@ part's activations are alive at any time; every derivative passes through. The
 price is one more forward pass.
 """
 
+from collections.abc import Callable
 import functools
 from typing import Any
 
@@ -21,7 +22,11 @@ class UnevenError(ValueError):
   """A batch cannot be cut into equal parts."""
 
 
-def split(loss_fn: LossFn, count: int) -> LossFn:
+def split(
+  loss_fn: LossFn,
+  count: int,
+  place: Callable[[PyTree], PyTree] | None = None,
+) -> LossFn:
   """The same loss of a batch, computed in equal parts.
 
   It is the same where a loss is a mean over the batch's examples, and its
@@ -31,6 +36,8 @@ def split(loss_fn: LossFn, count: int) -> LossFn:
     loss_fn: `(params, model_state, batch, **hyperparams) -> (loss,
       (model_state, metrics))`.
     count: n, how many parts; 1 is the loss itself.
+    place: says where the parts `[n, B / n, ...]` lie on several devices, so
+      that each part is computed by all of them.
 
   Returns:
     A function of the same signature: the means of the parts' losses and
@@ -53,6 +60,7 @@ def split(loss_fn: LossFn, count: int) -> LossFn:
       return model_state, (loss, metrics)
 
     parts = jax.tree.map(lambda leaf: _cut(leaf, count), batch)
+    parts = place(parts) if place else parts
     model_state, found = jax.lax.scan(body, model_state, parts)
     loss, metrics = jax.tree.map(lambda values: jnp.mean(values, 0), found)
     return loss, (model_state, metrics)

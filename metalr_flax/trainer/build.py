@@ -27,13 +27,16 @@ from metalr_flax.engine import microbatches
 from metalr_flax.engine import outer
 from metalr_flax.engine import population
 from metalr_flax.engine import records
+from metalr_flax.engine import sharding
 from metalr_flax.models import functional
 from metalr_flax.trainer import build_loss
 from metalr_flax.trainer import build_optimizers
+from metalr_flax.trainer import devices
 from metalr_flax.trainer import evaluate
 from metalr_flax.trainer import feed as feed_lib
 from metalr_flax.trainer import lookup
 from metalr_flax.trainer import purity
+from metalr_flax.trainer import refusals
 from metalr_flax.trainer import stacking
 from metalr_flax.trainer import streams as streams_lib
 from metalr_flax.tuning import steered
@@ -66,6 +69,7 @@ class Experiment:
     streams: what batches are read from; None for a task in memory.
     members: of a population, whose `step_fn`, `init_state`, `evaluate` and
       `initial` have the members as one axis more in front; 0 for a run.
+    layout: where its arrays lie on several devices; None for one device.
   """
 
   problem: records.Problem
@@ -81,35 +85,41 @@ class Experiment:
   shares_stream: bool
   streams: streams_lib.Streams | None
   members: int
+  layout: sharding.Layout | None
 
   def evaluate_state(self, state: records.MetaTrainState) -> records.Metrics:
     """Evaluates a state's model, and its average where one is kept."""
     return evaluate.evaluate_state(self.evaluate, state)
 
 
-def build(config: Config) -> Experiment:
+def build(config: Config, *, spread: bool = False) -> Experiment:
   """Builds everything that `config` names.
 
   Args:
     config: resolved, as `config.resolve` returns it.
+    spread: whether to use the devices of the config's `mesh`; otherwise all is
+      on one, whatever the config says.
 
   Returns:
     The run's objects. They draw random numbers when made and used, so hold
     `randomness(config)` around both.
 
   Raises:
-    ConfigError: for a class that cannot be imported, or arguments that it or
-      optax refuses.
+    ConfigError: for a class that cannot be imported, arguments that it or
+      optax refuses, or a mesh that does not fit.
   """
   first = members_lib.members_of(config)[0]
   task = build_task(config['task'])
-  split = functional.split(build_model(config['model'], first['seed']))
+  model = build_model(config['model'], first['seed'])
+  split = functional.split(model)
   problem, initial = _build_problem(first, task, split)
   streams = None
   if isinstance(task, tasks.Stream):
     _check_alone(config)
     streams = streams_lib.Streams(task, config)
     problem = feed_lib.blank(problem, streams.spec)
+  layout = _lay_out(config, task, problem, model) if spread else None
+  problem = _in_parts(problem, config['inner']['microbatches'], layout)
   meta_tx = _build_meta_tx(first, initial)
   estimator = _build_estimator(config['meta'])
 
@@ -126,10 +136,17 @@ def build(config: Config) -> Experiment:
   one = Experiment(
     problem=problem,
     step_fn=_make_step_fn(
-      problem, meta_tx, estimator, _summarizer(task, split), config['average']
+      problem,
+      meta_tx,
+      estimator,
+      _summarizer(task, split),
+      config['average'],
+      layout,
     ),
-    init_state=lambda: _unshared(init_state(_first_values(first, task, split))),
-    evaluate=_make_evaluate(config, task, split),
+    init_state=lambda: _placed(
+      init_state(_first_values(first, task, split)), layout
+    ),
+    evaluate=_make_evaluate(config, task, split, layout),
     make_model=split.eval.merge,
     meta_tx=meta_tx,
     estimator=estimator,
@@ -140,6 +157,7 @@ def build(config: Config) -> Experiment:
     and not has_next_meta(task),
     streams=streams,
     members=0,
+    layout=layout,
   )
   if not config['population']:
     return one
@@ -194,14 +212,17 @@ def _populate(
 
 
 def _make_evaluate(
-  config: Config, task: tasks.Task, split: functional.Split
+  config: Config,
+  task: tasks.Task,
+  split: functional.Split,
+  layout: sharding.Layout | None,
 ) -> evaluate.EvaluateFn:
   """Evaluates a model; of a population each member's, on the same batches."""
   loss_fn = functional.make_loss_fn(split.eval, task.loss)
   if config['population']:
     loss_fn = jax.vmap(loss_fn, in_axes=(0, 0, None))
   return evaluate.make_evaluate(
-    loss_fn, _eval_batches(task, config['task']['name'])
+    loss_fn, _eval_batches(task, config['task']['name']), layout
   )
 
 
@@ -237,8 +258,7 @@ def _first_values(
 ) -> dict[str, Any]:
   """The first state's values that come from the model and the task, checked."""
   values = _draw(config, task, split)
-  if not isinstance(task, tasks.Stream):
-    purity.check(task, values['data_state'], config['task']['name'])
+  _check_pure(task, values['data_state'], config)
   fingerprint.check_savable(values, config)
   return values
 
@@ -253,6 +273,11 @@ def _draw(
   }
 
 
+def _check_pure(task: tasks.Task, data_state: Any, config: Config) -> None:
+  if not isinstance(task, tasks.Stream):
+    purity.check(task, data_state, config['task']['name'])
+
+
 def _build_problem(
   config: Config, task: tasks.Task, split: functional.Split
 ) -> tuple[records.Problem, dict[str, Any]]:
@@ -264,16 +289,10 @@ def _build_problem(
   build_loss.check_names(of_loss, factory)
   initial = _initial(config, task, labels)
   problem = records.Problem(
-    loss_fn=microbatches.split(
-      functional.make_loss_fn(
-        split.train, functools.partial(task.loss, **fixed)
-      ),
-      inner_section['microbatches'],
+    loss_fn=functional.make_loss_fn(
+      split.train, functools.partial(task.loss, **fixed)
     ),
-    meta_loss_fn=microbatches.split(
-      functional.make_loss_fn(split.meta, task.loss),
-      inner_section['microbatches'],
-    ),
+    meta_loss_fn=functional.make_loss_fn(split.meta, task.loss),
     next_batch=task.next,
     next_meta_batch=task.next_meta if has_next_meta(task) else task.next,
     tx=build_optimizers.build_tx(
@@ -313,6 +332,30 @@ def _initial(config: Config, task: tasks.Task, labels: Any) -> dict[str, Any]:
       initial, of_tx, held_out=meta['objective'] == 'held_out'
     )
   return {**initial, **of_loss}
+
+
+def _lay_out(
+  config: Config, task: tasks.Task, problem: records.Problem, model: nnx.Module
+) -> sharding.Layout | None:
+  """Where the run's arrays lie; asks for batches only where it matters."""
+  if config['population'] or not devices.are_several(config):
+    return None
+  data_state = task.init(jax.random.key(config['seed']))
+  _check_pure(task, data_state, config)
+  with refusals.tracing(config):
+    return devices.lay_out(config, problem, data_state, model)
+
+
+def _in_parts(
+  problem: records.Problem, count: int, layout: sharding.Layout | None
+) -> records.Problem:
+  """The problem with its losses computed in microbatches."""
+  place = functools.partial(layout.split_batches, axis=1) if layout else None
+  return dataclasses.replace(
+    problem,
+    loss_fn=microbatches.split(problem.loss_fn, count, place),
+    meta_loss_fn=microbatches.split(problem.meta_loss_fn, count, place),
+  )
 
 
 def num_updates(config: Config) -> int:
@@ -369,7 +412,9 @@ def build_model(section: Config, seed: int) -> nnx.Module:
     **lookup.as_tuples(section['kwargs']),
     'rngs': nnx.Rngs(seed),
   }
-  model = lookup.construct('model.kwargs', cls, arguments)
+  # Annotations are for the mesh of a run, which is not there yet.
+  with nnx.use_eager_sharding(False):
+    model = lookup.construct('model.kwargs', cls, arguments)
   if not isinstance(model, nnx.Module):
     raise errors.ConfigError(
       f'model.name={section["name"]}: is not a flax.nnx.Module; derive it from '
@@ -395,6 +440,7 @@ def _make_step_fn(
   estimator: meta_gradient.Estimator,
   summarize: Callable[[records.MetaTrainState], dict[str, jax.Array]],
   average: float,
+  layout: sharding.Layout | None,
 ) -> outer.StepFn:
   def step_fn(
     state: records.MetaTrainState,
@@ -403,11 +449,13 @@ def _make_step_fn(
     meta_tx: optax.GradientTransformation = meta_tx,
   ) -> tuple[records.MetaTrainState, records.Metrics]:
     fed = problem if feed is None else feed_lib.fed(problem, feed)
+    fed = layout.spread(fed) if layout else fed
     state, metrics = outer.outer_step(
       state, fed, meta_tx=meta_tx, estimator=estimator
     )
     if average:
       state = state.replace(average=averaging.update(state, average))
+    state = layout.keep(state) if layout else state
     return state, {**metrics, **summarize(state)}
 
   return step_fn
@@ -420,6 +468,14 @@ def _with_average(
   if not share:
     return state
   return state.replace(average=averaging.begin(state))
+
+
+def _placed(
+  state: records.MetaTrainState, layout: sharding.Layout | None
+) -> records.MetaTrainState:
+  """The first state where it belongs."""
+  state = _unshared(state)
+  return layout.place(state) if layout else state
 
 
 def _unshared(state: records.MetaTrainState) -> records.MetaTrainState:

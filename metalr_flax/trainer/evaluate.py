@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from metalr_flax.engine import averaging
 from metalr_flax.engine import records
+from metalr_flax.engine import sharding
 
 PyTree = Any
 # (params, model_state) -> metrics by name, still on the device.
@@ -15,7 +16,9 @@ EvaluateFn = Callable[[PyTree, PyTree], records.Metrics]
 
 
 def make_evaluate(
-  loss_fn: records.LossFn, batches: Iterable[PyTree]
+  loss_fn: records.LossFn,
+  batches: Iterable[PyTree],
+  layout: sharding.Layout | None = None,
 ) -> EvaluateFn:
   """Makes the function that evaluates params on some fixed batches.
 
@@ -23,6 +26,7 @@ def make_evaluate(
     loss_fn: `(params, model_state, batch) -> (loss, (model_state, metrics))`
       of the model in evaluation mode.
     batches: the data; the size of a batch is its first array's length.
+    layout: where the params and the batches lie on several devices.
 
   Returns:
     `(params, model_state) -> metrics`: means over all examples by name, `loss`
@@ -31,6 +35,9 @@ def make_evaluate(
   """
   batches = [jax.tree.map(jnp.asarray, batch) for batch in batches]
   sizes = [_size(batch) for batch in batches]
+  if layout:
+    loss_fn = layout.gathering(loss_fn)
+    batches = [jax.device_put(b, layout.of_any_batch(b)) for b in batches]
 
   @jax.jit
   def evaluate_batch(

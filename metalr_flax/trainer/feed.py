@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from metalr_flax.engine import records
+from metalr_flax.engine import sharding
 
 PyTree = Any
 
@@ -60,6 +61,13 @@ class Spec:
     """Bytes of an outer step's batches."""
     leaves = jax.tree.leaves(self.of_rows(1).batches)
     return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+
+
+def shardings(feed: Feed, layout: sharding.Layout) -> Feed:
+  """Where a feed, or its shapes, lies on several devices."""
+  return jax.tree.map(lambda _: layout.whole, feed).replace(
+    batches=layout.of_batches(feed.batches, axis=1)
+  )
 
 
 def blank(problem: records.Problem, spec: Spec) -> records.Problem:

@@ -11,6 +11,7 @@ from metalr_flax import console
 from metalr_flax import errors
 from metalr_flax import interrupts
 from metalr_flax.engine import records
+from metalr_flax.engine import sharding
 from metalr_flax.trainer import build
 from metalr_flax.trainer import feed as feed_lib
 from metalr_flax.trainer import streams as streams_lib
@@ -43,6 +44,7 @@ class Feeder:
     config: Mapping[str, Any],
     rows: int,
     stop: interrupts.StopRequest,
+    layout: sharding.Layout | None = None,
   ):
     """Makes a feeder that is at no position yet.
 
@@ -51,11 +53,13 @@ class Feeder:
       config: the run's.
       rows: the longest chunk.
       stop: true once a signal asked the run to stop.
+      layout: where feeds lie on several devices.
     """
     self._streams = streams
     self._config = config
     self._rows = rows
     self._stop = stop
+    self._layout = layout
     self._pool = concurrent.futures.ThreadPoolExecutor(max_workers=1)
     self._coming: concurrent.futures.Future | None = None
     self._positions: dict[int, streams_lib.Positions] = {}
@@ -162,7 +166,9 @@ class Feeder:
       self._positions[step + count] = self._streams.positions
       for old in sorted(self._positions)[:-_REMEMBERED]:
         del self._positions[old]
-      return Taken(count, (jax.device_put(feed),))
+      layout = self._layout
+      where = feed_lib.shardings(feed, layout) if layout else None
+      return Taken(count, (jax.device_put(feed, where),))
 
 
 @contextlib.contextmanager
@@ -171,9 +177,10 @@ def opened(
   config: Mapping[str, Any],
   rows: int,
   stop: interrupts.StopRequest,
+  layout: sharding.Layout | None = None,
 ) -> Iterator[Feeder]:
   """Opens a run's feeder; see `Feeder` for the arguments."""
-  feeder = Feeder(streams, config, rows, stop)
+  feeder = Feeder(streams, config, rows, stop, layout)
   try:
     yield feeder
   finally:

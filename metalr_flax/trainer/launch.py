@@ -20,6 +20,7 @@ from metalr_flax.config import schema
 from metalr_flax.engine import outer
 from metalr_flax.engine import population
 from metalr_flax.engine import records
+from metalr_flax.engine import sharding
 from metalr_flax.trainer import best
 from metalr_flax.trainer import build
 from metalr_flax.trainer import compilation_cache
@@ -53,7 +54,7 @@ def train(
     build.randomness(config),
     concurrent.futures.ThreadPoolExecutor(max_workers=1) as pool,
   ):
-    experiment = build.build(config)
+    experiment = build.build(config, spread=True)
     rows = max_rows(config)
     if experiment.streams:
       rows = experiment.streams.max_rows(rows)
@@ -123,8 +124,10 @@ def lower_chunk(
   outer_steps = functools.partial(
     steps, step_fn=experiment.step_fn, max_steps=rows
   )
-  if not experiment.streams:
-    jitted = jax.jit(outer_steps, donate_argnums=0)
+  feed = experiment.streams.spec.of_rows(rows) if experiment.streams else None
+  options = _shardings(experiment.layout, state, feed)
+  if feed is None:
+    jitted = jax.jit(outer_steps, donate_argnums=0, **options)
     return jitted.lower(state, np.int32(0))
 
   def fed_steps(
@@ -135,6 +138,21 @@ def lower_chunk(
     step_fn = lambda state: experiment.step_fn(state, feed)
     return outer_steps(state, num_steps, step_fn=step_fn)
 
-  jitted = jax.jit(fed_steps, donate_argnums=0)
-  feed = experiment.streams.spec.of_rows(rows)
+  jitted = jax.jit(fed_steps, donate_argnums=0, **options)
   return jitted.lower(state, np.int32(0), feed)
+
+
+def _shardings(
+  layout: sharding.Layout | None,
+  state: records.MetaTrainState,
+  feed: feed_lib.Feed | None,
+) -> dict[str, Any]:
+  """Arguments of `jax.jit`: what comes out lies where it goes in again."""
+  if not layout:
+    return {}
+  of_state = layout.of_state(state)
+  fed = () if feed is None else (feed_lib.shardings(feed, layout),)
+  return {
+    'in_shardings': (of_state, layout.whole, *fed),
+    'out_shardings': (of_state, layout.whole),
+  }

@@ -116,7 +116,11 @@ def _run_locked(
       run.workdir, run.config, run.experiment, state, record
     ) as recorder,
     feeder_lib.opened(
-      run.experiment.streams, run.config, run.max_rows, run.stop
+      run.experiment.streams,
+      run.config,
+      run.max_rows,
+      run.stop,
+      run.experiment.layout,
     ) as feeder,
   ):
     recorder.greet(resumed=bool(found))

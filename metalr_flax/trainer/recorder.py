@@ -22,6 +22,7 @@ from metalr_flax.engine import outer
 from metalr_flax.engine import population
 from metalr_flax.engine import records
 from metalr_flax.trainer import build
+from metalr_flax.trainer import devices
 from metalr_flax.trainer import member_rows
 from metalr_flax.trainer import rows as rows_lib
 from metalr_flax.workdir import events
@@ -138,6 +139,8 @@ class Recorder:
     console.say(self._params)
     self._rows.greet()
     console.say(f'devices: {", ".join(str(d) for d in jax.devices())}')
+    if mesh := devices.describe(self._experiment.layout):
+      console.say(mesh)
     if self._experiment.shares_stream:
       console.say(
         f'held-out batches: {self._config["task"]["name"]} has no next_meta, '

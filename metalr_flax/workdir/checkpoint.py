@@ -175,7 +175,7 @@ def _read(path: pathlib.Path, template: records.MetaTrainState) -> Found:
   state = template.replace(**arrays.restore(path, _stored(template)))
   if fingerprint.digest(state) != notes['sha256']:
     raise manifest.DamagedError('its arrays are not those that were saved')
-  fingerprint.warn_of_changes(notes['environment'])
+  fingerprint.warn_of_changes(notes['environment'], state)
   return Found(notes['step'], state, notes['record'])
 
 
@@ -236,7 +236,7 @@ def write(
       'record': record,
       'sha256': sha256,
       'leaves': fingerprint.describe(state),
-      'environment': fingerprint.environment(),
+      'environment': fingerprint.environment_of(state),
     },
   )
   check()

@@ -15,6 +15,7 @@ import numpy as np
 
 from metalr_flax import errors
 
+_DEVICES = 'devices'
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'numpy')
 
 
@@ -84,8 +85,20 @@ def environment() -> dict[str, str]:
     **versions,
     'machine': platform.machine(),
     'device': f'{device.platform} {device.device_kind}',
-    'devices': str(jax.device_count()),
   }
+
+
+def environment_of(state: Any) -> dict[str, str]:
+  """The same, and how many devices a state lies on: '1', '8 (data 4, ...)'."""
+  return {**environment(), _DEVICES: _placement(jax.tree.leaves(state)[0])}
+
+
+def _placement(leaf: jax.Array) -> str:
+  count = str(len(leaf.sharding.device_set))
+  if not isinstance(leaf.sharding, jax.sharding.NamedSharding):
+    return count
+  sizes = leaf.sharding.mesh.shape.items()
+  return f'{count} ({", ".join(f"{axis} {size}" for axis, size in sizes)})'
 
 
 def versions() -> dict[str, str]:
@@ -96,13 +109,28 @@ def versions() -> dict[str, str]:
     'python': platform.python_version(),
     'orbax-checkpoint': metadata.version('orbax-checkpoint'),
     **environment(),
+    _DEVICES: str(jax.device_count()),
   }
 
 
-def warn_of_changes(saved: Mapping[str, str]) -> None:
-  """Warns where the last bits may differ from those of the run saved."""
-  for name, now in environment().items():
-    if saved.get(name) != now:
+def warn_of_changes(saved: Mapping[str, str], state: Any) -> None:
+  """Warns where the last bits may differ from those of the run saved.
+
+  Args:
+    saved: what `environment_of` said when it was saved.
+    state: the one restored.
+  """
+  for name, now in environment_of(state).items():
+    if saved.get(name) == now:
+      continue
+    if name == _DEVICES:
+      logging.warning(
+        'devices were %s when this was saved and are %s now: all values are '
+        'the same to the bit; what follows adds in another order, and agrees '
+        'to about 1e-5',
+        saved.get(name), now,
+      )  # fmt: skip
+    else:
       logging.warning(
         '%s was %s when this run was saved and is %s now: the run goes on, but '
         'not with the same last bits', name, saved.get(name), now,

@@ -166,6 +166,11 @@ WRONG_CONFIGS = {
   # Strings, flags and mappings.
   'int for a path': ({'task.path': 3}, 'task.path=3: must be a string'),
   'None for a path': ({'task.path': None}, 'task.path=None: must be a string'),
+  'one size of a mesh': ({'mesh': [8]}, 'mesh=[8]: must be () or two integers >= 1', '--config.mesh='),
+  'three sizes of a mesh': ({'mesh': (2, 2, 2)}, 'mesh=[2, 2, 2]: must be () or two integers'),
+  'a mesh of none': ({'mesh': [0, 8]}, 'mesh=[0, 8]: must be () or two integers >= 1'),
+  'a number for a mesh': ({'mesh': 8}, 'mesh=8: must be () or two integers'),
+  'names for a mesh': ({'mesh': ['data', 'model']}, "mesh=['data', 'model']: must be () or two integers"),
   'int for a flag': ({'threefry_partitionable': 1}, 'threefry_partitionable=1: must be True or False'),
   'string for a flag': ({'threefry_partitionable': 'False'}, 'threefry_partitionable=False: must be True or False'),
   'list for a mapping': ({'inner.kwargs': ['momentum']}, "inner.kwargs=['momentum']: must be a mapping", 'write it as {}'),
@@ -265,6 +270,8 @@ WRONG_LINES = {
   'nan': (['--config.inner.learning_rate=nan'], 'inner.learning_rate=nan: must be a number > 0'),
   'inf': (['--config.meta.learning_rate=inf'], 'meta.learning_rate=inf: must be a number >= 0'),
   'underflow': (['--config.inner.learning_rate=1e-400'], 'inner.learning_rate=0.0: must be a number > 0'),
+  'one size of a mesh': (['--config.mesh=8'], 'mesh=', 'must be () or two integers >= 1'),
+  'words for a mesh': (['--config.mesh=all'], 'mesh=', 'must be () or two integers >= 1'),
   'flag': (['--config.threefry_partitionable=maybe'], 'threefry_partitionable=maybe: must be True or False'),
   'negated with a value': (['--noconfig.threefry_partitionable=3'], '--noconfig.threefry_partitionable=3 does not take an argument'),
   'NUL in a name': (['--config.task.name=dig\0its'], 'task.name=dig\0its: must be a known task', 'did you mean digits?'),
@@ -437,6 +444,9 @@ GOOD_LINES = {
   'nearly 1': ([DEFAULT, '--config.inner.learning_rate=0.999'], 'checkpoints/default', {'inner.learning_rate': 0.999}),
   'flag': ([DEFAULT, '--config.threefry_partitionable'], 'checkpoints/default', {'threefry_partitionable': True}),
   'flag with a value': ([DEFAULT, '--config.threefry_partitionable=true'], 'checkpoints/default', {'threefry_partitionable': True}),
+  'mesh': ([DEFAULT, '--config.mesh=(2, 4)'], 'checkpoints/default', {'mesh': [2, 4]}),
+  'mesh without brackets': ([DEFAULT, '--config.mesh=2,4'], 'checkpoints/default', {'mesh': [2, 4]}),
+  'mesh of all': ([DEFAULT, '--config.mesh=()'], 'checkpoints/default', {'mesh': []}),
   'flag, negated': ([DIGITS, '--noconfig.threefry_partitionable'], 'checkpoints/digits_mlp', {'threefry_partitionable': False}),
   'path with spaces': ([DEFAULT, '--config.task.path=my data/a b.txt'], 'checkpoints/default', {'task.path': 'my data/a b.txt'}),
   'path with =': ([DEFAULT, '--config.task.path=a=b;c'], 'checkpoints/default', {'task.path': 'a=b;c'}),
@@ -547,7 +557,8 @@ def test_a_config_names_what_differs_from_the_defaults(tmp_path):
   flat = dict(check.flatten_fields(short))
   for name, field in schema.FIELDS.items():
     if name not in ('task.name', 'model.name', 'meta.unroll_length'):
-      assert flat[name] == field.default, name
+      default = [] if field.default == () else field.default  # as JSON has it
+      assert flat[name] == default, name
       assert field.rule.holds(field.default)
   assert schema.FIELDS['meta.learned'].default == {'learning_rate': 'sigmoid'}
 
@@ -648,6 +659,7 @@ FITTING = {
     'seed': st.integers(0, 9),
     'task.path': st.text(),
     'threefry_partitionable': st.booleans(),
+    'mesh': st.sampled_from([(), [], [1, 1], (2, 4)]),
     'inner.learning_rate': RATES,
     'meta.learning_rate': RATES | st.just(0),
     'meta.learned': st.dictionaries(

@@ -1,0 +1,27 @@
+"""Runs on several devices, in a process that has eight of them.
+
+JAX counts its devices once, so `on_eight_devices.py` is a session of its own.
+"""
+
+import pathlib
+import subprocess
+import sys
+
+import runs
+
+SESSION = pathlib.Path(__file__).with_name('on_eight_devices.py')
+
+
+def test_the_session_on_eight_devices(request):
+  tier = ['--thorough'] if request.config.option.thorough else []
+  devices = '--xla_force_host_platform_device_count=8'
+  done = subprocess.run(
+    [sys.executable, '-m', 'pytest', '-q', '-x', str(SESSION), *tier],
+    env={**runs.environment(), 'XLA_FLAGS': devices},
+    cwd=runs.ROOT,
+    capture_output=True,
+    text=True,
+    timeout=runs.LIMIT,
+    check=False,
+  )
+  assert done.returncode == 0, done.stdout[-6000:]
