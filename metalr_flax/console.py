@@ -17,6 +17,7 @@ if TYPE_CHECKING:
   from metalr_flax import terminal
 
 _SHOWN = ('loss', 'accuracy', 'learning_rate')
+_muted = False
 
 
 def set_up_logging() -> None:
@@ -65,11 +66,20 @@ def _is_for_people(record: python_logging.LogRecord) -> bool:
   )
 
 
+def mute() -> None:
+  """Says nothing on stdout from here on: process 0 speaks for all."""
+  global _muted
+  _muted = True
+  logging.set_verbosity(logging.WARNING)
+
+
 def say(text: str) -> None:
   """Prints a line at once, also where stdout is a file or a pipe.
 
   A run goes on where its stdout is closed.
   """
+  if _muted:
+    return
   encoding = getattr(sys.stdout, 'encoding', None) or 'utf-8'
   # A path may have letters that a terminal does not know.
   text = text.encode(encoding, 'backslashreplace').decode(encoding)
@@ -82,6 +92,8 @@ def say(text: str) -> None:
 
 def is_terminal() -> bool:
   """Whether stdout is a terminal that can go back in its line."""
+  if _muted:
+    return False
   try:
     shown = sys.stdout is not None and sys.stdout.isatty()
   except ValueError:  # it was closed

@@ -59,6 +59,20 @@ class NoCheckpointError(MetalrError):
   status = 6
 
 
+class LostProcessError(MetalrError):
+  """Another process of the run was killed, or cannot be reached any more."""
+
+  status = 7
+
+
+class OtherProcessError(MetalrError):
+  """Another process of the run ended, with the `status` given here."""
+
+  def __init__(self, message: str, status: int):
+    super().__init__(message)
+    self.status = status
+
+
 class Interrupted(MetalrError):
   """A signal asked to stop; the state is saved and the run can go on."""
 

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import runs
 import tiers
+import yaml
 
 import metalr_flax
 from metalr_flax.comparison import config as comparison_config
@@ -174,6 +175,19 @@ def test_commands_name_fields_and_flags_that_exist(page):
       given = [re.sub(r'\$seed', '3', w).rstrip(';') for w in words]
       given = [re.sub(r'\$\w+', '1e-3', word) for word in given]
       flags.parse(found[1], given, '')
+
+
+def test_the_jobs_for_clusters_can_be_read():
+  for script in blocks('docs/clusters.md', 'sh'):
+    subprocess.run(['bash', '-n'], input=script, text=True, check=True)
+  (text,) = blocks('docs/clusters.md', 'yaml')
+  (job,) = yaml.safe_load(text)['spec']['replicatedJobs']
+  pod = job['template']['spec']['template']['spec']
+  (command,) = pod['containers'][0]['args']
+  words = shlex.split(command.replace('$JOB_COMPLETION_INDEX', '1'))
+  found = flags.parse('metalr_flax.main', words[4:], '').cluster
+  assert found.num_processes == job['template']['spec']['completions']
+  assert found.coordinator == 'digits-train-0-0.digits:8476'
 
 
 def test_the_journeys_stop_at_functions_that_exist():

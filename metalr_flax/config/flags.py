@@ -19,12 +19,14 @@ from ml_collections.config_flags import config_path
 
 from metalr_flax import errors
 from metalr_flax.config import check
+from metalr_flax.config import cluster as cluster_lib
 from metalr_flax.config import help
 from metalr_flax.config import naming
 from metalr_flax.config import rules
 from metalr_flax.config import schema
 
 COMPARE = 'metalr_flax.compare'
+MAIN = 'metalr_flax.main'
 _FLAGS = ('config', 'workdir', 'help')
 
 
@@ -36,11 +38,13 @@ class Arguments:
     config: the resolved config, plain JSON values.
     workdir: where the run's files are.
     command: the same command without its workdir, for messages.
+    cluster: where the other processes are; None for a run of one process.
   """
 
   config: dict[str, Any]
   workdir: pathlib.Path
   command: str
+  cluster: cluster_lib.Cluster | None = None
 
 
 def parse(
@@ -53,6 +57,8 @@ def parse(
   fields: Mapping[str, schema.Field] = schema.FIELDS,
 ) -> Arguments:
   """Reads `--config=FILE [--config.<field>=VALUE ...] [--workdir=DIR]`.
+
+  For `metalr_flax.main` also the flags of several processes, see `cluster`.
 
   Args:
     module: the module being run, e.g. `metalr_flax.main`.
@@ -79,7 +85,7 @@ def parse(
   _check_command(module, path, loaded, argv)
   for field in _overridden(rest):
     check_name(field)
-  values = _parse_flags(rest, path, loaded, fields)
+  values = _parse_flags(module, rest, path, loaded, fields)
   try:
     config = values.config.to_dict()
   except Exception as error:  # a placeholder without value, a bad reference
@@ -90,6 +96,7 @@ def parse(
     config=resolved,
     workdir=_workdir(values.workdir, path, resolved),
     command=_command(module, argv),
+    cluster=cluster_lib.read(values) if module == MAIN else None,
   )
 
 
@@ -108,7 +115,7 @@ def _check_command(
   argv: Sequence[str],
 ) -> None:
   """Refuses the config of another command, with the command that takes it."""
-  wanted = COMPARE if 'problems' in config else 'metalr_flax.main'
+  wanted = COMPARE if 'problems' in config else MAIN
   if (module == COMPARE) != (wanted == COMPARE) and (
     'problems' in config or 'meta' in config
   ):
@@ -220,6 +227,7 @@ def _overridden(argv: Sequence[str]) -> list[str]:
 
 
 def _parse_flags(
+  module: str,
   argv: Sequence[str],
   path: pathlib.Path,
   config: config_dict.ConfigDict,
@@ -231,9 +239,12 @@ def _parse_flags(
       'config', config, flag_values=values, sys_argv=line
     )
     flags.DEFINE_string('workdir', None, 'where to write', flag_values=values)
+    if module == MAIN:
+      cluster_lib.define(values)
     rest = values(line)
   except flags.UnrecognizedFlagError as error:
-    near = check.suggest(error.flagname, _FLAGS)
+    known = (*_FLAGS, *(cluster_lib.NAMES if module == MAIN else ()))
+    near = check.suggest(error.flagname, known)
     raise errors.ConfigError(
       f'--{error.flagname}: unknown flag; {near}'
     ) from error
@@ -261,7 +272,8 @@ def _wrong_value(
   for argument, following in zip(argv, [*argv, ''][1:], strict=True):
     name, value = _flag(argument)
     value = following if value is None else value
-    if f'--{name}={value}:' in str(error):
+    ours = name.startswith('config.')
+    if ours and f'--{name}={value}:' in str(error):
       field = name.removeprefix('config.')
       known = fields.get(field)
       keeps = known and known.rule.holds(_literal(value))

@@ -26,10 +26,12 @@ import math
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import AxisType
 from jax.sharding import Mesh
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec
+import numpy as np
 import optax
 
 from metalr_flax.engine.records import LossFn, MetaTrainState, Problem, PyTree
@@ -149,7 +151,7 @@ class Layout:
 
   def place(self, state: MetaTrainState) -> MetaTrainState:
     """Moves a state to where it belongs."""
-    return jax.device_put(state, self.of_state(state))
+    return put(state, self.of_state(state))
 
   def keep(self, state: MetaTrainState) -> MetaTrainState:
     """Keeps a state where it belongs inside a compiled program."""
@@ -227,6 +229,29 @@ class Layout:
       if found and found.shape == shape:
         return found.spec
     return _WHOLE
+
+
+def put(tree: PyTree, shardings: PyTree) -> PyTree:
+  """Moves arrays to where they belong, on devices of any process.
+
+  Args:
+    tree: arrays; the same in all processes, where there are several.
+    shardings: of their structure.
+  """
+  if jax.process_count() == 1:
+    return jax.device_put(tree, shardings)
+  return jax.tree.map(_put_share, tree, shardings)
+
+
+def _put_share(leaf: jax.Array, sharding: NamedSharding) -> jax.Array:
+  """An array of all processes, each of which puts its own devices' share."""
+  if jnp.issubdtype(leaf.dtype, jax.dtypes.extended):
+    data = _put_share(jax.random.key_data(leaf), sharding)
+    return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
+  whole = np.asarray(leaf)
+  return jax.make_array_from_callback(
+    whole.shape, sharding, lambda index: whole[index]
+  )
 
 
 def by_size(shape: Sequence[int], count: int) -> PartitionSpec:

@@ -49,7 +49,10 @@ class Stream(task.Task):
     """The batches of a split, without an end, in an order of its own.
 
     Called in the thread that reads, several times in a run: the same arguments
-    have to give the same batches.
+    have to give the same batches. Where a run has several processes
+    (`jax.process_count()`), each calls it in its own, is given its share of the
+    `batch_size` by the trainer, and has to return batches of its share of the
+    examples, by `jax.process_index()`.
 
     Args:
       split: 'train' for inner updates, 'meta' for the outer loss: of examples

@@ -343,7 +343,10 @@ def _lay_out(
   data_state = task.init(jax.random.key(config['seed']))
   _check_pure(task, data_state, config)
   with refusals.tracing(config):
-    return devices.lay_out(config, problem, data_state, model)
+    layout = devices.lay_out(config, problem, data_state, model)
+  if isinstance(task, tasks.Stream):
+    devices.check_shares(config, layout)
+  return layout
 
 
 def _in_parts(
@@ -383,7 +386,7 @@ def build_task(section: Config) -> tasks.Task:
   open_ended = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
   arguments = lookup.as_tuples(section['kwargs'])
   if 'batch_size' in accepted or open_ended:
-    arguments['batch_size'] = section['batch_size']
+    arguments['batch_size'] = _batch_size(cls, section['batch_size'])
   if section['path']:
     arguments['path'] = section['path']
   task = lookup.construct('task.kwargs', cls, arguments)
@@ -394,6 +397,21 @@ def build_task(section: Config) -> tasks.Task:
       f'from metalr_flax.tasks.Task'
     )
   return task
+
+
+def _batch_size(cls: type, batch_size: int) -> int:
+  """What a task is to make batches of: of a stream, this process's share."""
+  if not issubclass(cls, tasks.Stream):
+    return batch_size
+  count = jax.process_count()
+  if batch_size % count:
+    raise errors.ConfigError.of(
+      'task.batch_size',
+      batch_size,
+      f'must be a multiple of the number of processes, {count}',
+      'each reads an equal share of the batch',
+    )
+  return batch_size // count
 
 
 def build_model(section: Config, seed: int) -> nnx.Module:

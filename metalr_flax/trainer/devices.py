@@ -49,6 +49,7 @@ def lay_out(
   if not mesh:
     mesh = (_largest_fitting(sizes), 1)
   _check_devices(mesh)
+  _check_processes(mesh)
   if math.prod(mesh) == 1:
     return None
   layout = sharding.Layout(
@@ -121,6 +122,41 @@ def _check_devices(mesh: Sequence[int]) -> None:
   raise errors.ConfigError.of(
     'mesh', tuple(mesh), rule, f'choose sizes with a product of {known}'
   )
+
+
+def _check_processes(mesh: Sequence[int]) -> None:
+  """Refuses a mesh that leaves a process without work."""
+  count, used = jax.device_count(), math.prod(mesh)
+  if jax.process_count() > 1 and used < count:
+    raise errors.ConfigError.of(
+      'mesh',
+      tuple(mesh),
+      f'uses {used} of {count} devices, and several processes use all of '
+      f'theirs',
+      f'choose sizes with a product of {count}, and a task.batch_size that '
+      f'they divide',
+    )
+
+
+def check_shares(config: Config, layout: sharding.Layout | None) -> None:
+  """Refuses a mesh whose processes do not each hold examples of their own.
+
+  Args:
+    config: the run's, of a stream that each process reads its share of.
+    layout: the run's.
+
+  Raises:
+    ConfigError: naming the mesh.
+  """
+  count = jax.process_count()
+  if layout and layout.batch_parts % count:
+    raise errors.ConfigError.of(
+      'mesh',
+      tuple(config['mesh']),
+      f'splits a batch into {layout.batch_parts} parts, and {count} processes '
+      f'read a share each of a stream',
+      'choose sizes whose first one the number of processes divides',
+    )
 
 
 def _check_batches(

@@ -37,7 +37,7 @@ def make_evaluate(
   sizes = [_size(batch) for batch in batches]
   if layout:
     loss_fn = layout.gathering(loss_fn)
-    batches = [jax.device_put(b, layout.of_any_batch(b)) for b in batches]
+    batches = [sharding.put(b, layout.of_any_batch(b)) for b in batches]
 
   @jax.jit
   def evaluate_batch(

@@ -12,7 +12,9 @@ from metalr_flax import errors
 from metalr_flax import interrupts
 from metalr_flax.engine import records
 from metalr_flax.engine import sharding
+from metalr_flax.processes import team as team_lib
 from metalr_flax.trainer import build
+from metalr_flax.trainer import cursor as cursor_lib
 from metalr_flax.trainer import feed as feed_lib
 from metalr_flax.trainer import streams as streams_lib
 
@@ -21,6 +23,7 @@ _PATIENCE_SECS = 0.2  # a signal waits about this long for a slow stream
 # is under way and the one after that is read.
 _REMEMBERED = 8
 KEY = 'stream'
+_OF_ALL = 'streams'  # the same for each of several processes
 
 
 class Taken(NamedTuple):
@@ -44,7 +47,8 @@ class Feeder:
     config: Mapping[str, Any],
     rows: int,
     stop: interrupts.StopRequest,
-    layout: sharding.Layout | None = None,
+    layout: sharding.Layout | None,
+    team: team_lib.Team,
   ):
     """Makes a feeder that is at no position yet.
 
@@ -54,8 +58,10 @@ class Feeder:
       rows: the longest chunk.
       stop: true once a signal asked the run to stop.
       layout: where feeds lie on several devices.
+      team: the processes of the run, each with streams of its own.
     """
     self._streams = streams
+    self._team = team
     self._config = config
     self._rows = rows
     self._stop = stop
@@ -80,9 +86,30 @@ class Feeder:
       return
     for note in self._streams.notes:
       console.say(note)
+    looks = self._team.gather(self._streams.look)
+    if len({*looks}) < len(looks):
+      console.say(
+        f'task.name={self._config["task"]["name"]}: some processes read the '
+        f'same batches; let each read its share, by jax.process_index()'
+      )
     if KEY in record:
-      self._streams.seek(record[KEY])
+      self._seek(step, record)
     self._positions[step] = self._streams.positions
+
+  def _seek(self, step: int, record: Mapping[str, Any]) -> None:
+    """Goes to this process's place, or to one as far on where there is none."""
+    assert self._streams is not None
+    saved = record.get(_OF_ALL, [record[KEY]])
+    if len(saved) == self._team.count:
+      self._streams.seek(saved[self._team.index])
+      return
+    console.say(
+      f'the streams were read by {len(saved)} processes and are by '
+      f'{self._team.count} now: each goes on after as many batches of its '
+      f'share, which are other examples'
+    )
+    start = dict.fromkeys(self._streams.spec.per_step, cursor_lib.START)
+    self._streams.seek(self._streams.later(start, step))
 
   def record(self, state: records.MetaTrainState) -> dict[str, Any]:
     """What the checkpoint of a state has to say of the streams; JSON values."""
@@ -94,7 +121,9 @@ class Feeder:
       assert drawn[split] == step * count, f'{split}: {drawn} at step {step}'
     known = max(s for s in [*self._positions] if s <= step)
     positions = self._streams.later(self._positions[known], step - known)
-    return {KEY: positions}
+    if self._team.count == 1:
+      return {KEY: positions}
+    return {KEY: positions, _OF_ALL: self._team.gather(positions)}
 
   def take(self, step: int, next_count: Callable[[int], int]) -> Taken | None:
     """The feed of the chunk that starts at `step`; starts to read the next.
@@ -166,9 +195,16 @@ class Feeder:
       self._positions[step + count] = self._streams.positions
       for old in sorted(self._positions)[:-_REMEMBERED]:
         del self._positions[old]
-      layout = self._layout
-      where = feed_lib.shardings(feed, layout) if layout else None
-      return Taken(count, (jax.device_put(feed, where),))
+      return Taken(count, (self._place(feed),))
+
+  def _place(self, feed: feed_lib.Feed) -> feed_lib.Feed:
+    """Puts a feed, or this process's share of it, on the devices."""
+    if not self._layout:
+      return jax.device_put(feed)
+    where = feed_lib.shardings(feed, self._layout)
+    if self._team.count == 1:
+      return jax.device_put(feed, where)
+    return jax.tree.map(jax.make_array_from_process_local_data, where, feed)
 
 
 @contextlib.contextmanager
@@ -178,9 +214,10 @@ def opened(
   rows: int,
   stop: interrupts.StopRequest,
   layout: sharding.Layout | None = None,
+  team: team_lib.Team = team_lib.ALONE,
 ) -> Iterator[Feeder]:
   """Opens a run's feeder; see `Feeder` for the arguments."""
-  feeder = Feeder(streams, config, rows, stop, layout)
+  feeder = Feeder(streams, config, rows, stop, layout, team)
   try:
     yield feeder
   finally:

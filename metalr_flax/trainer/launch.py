@@ -21,6 +21,7 @@ from metalr_flax.engine import outer
 from metalr_flax.engine import population
 from metalr_flax.engine import records
 from metalr_flax.engine import sharding
+from metalr_flax.processes import team as team_lib
 from metalr_flax.trainer import best
 from metalr_flax.trainer import build
 from metalr_flax.trainer import compilation_cache
@@ -36,6 +37,7 @@ def train(
   *,
   command: str,
   stop: interrupts.StopRequest,
+  team: team_lib.Team = team_lib.ALONE,
 ) -> None:
   """Trains as `config` says, or goes on where the run in `workdir` stopped.
 
@@ -44,11 +46,17 @@ def train(
     workdir: where everything is written; README.md lists its files.
     command: the command without its workdir, for messages.
     stop: true once a signal asked the run to stop.
+    team: the processes of the run, which all call this.
 
   Raises:
     MetalrError: for each way of ending that is not the planned one; its
       `status` is the exit status.
   """
+  for name in ('dry_run', 'population') if team.count > 1 else ():
+    if config[name]:
+      raise errors.ConfigError.of(
+        name, config[name], 'is for one process', 'leave --distributed out'
+      )
   compilation_cache.enable()
   with (
     build.randomness(config),
@@ -64,6 +72,8 @@ def train(
     from metalr_flax.trainer import loop
 
     console.set_up_logging()
+    if not team.leads:
+      console.mute()
     run = loop.Run(
       config=config,
       workdir=workdir,
@@ -72,6 +82,7 @@ def train(
       max_rows=rows,
       outer_steps=compiling.result,
       stop=stop,
+      team=team,
     )
     if config['dry_run']:
       from metalr_flax.trainer import rehearsal

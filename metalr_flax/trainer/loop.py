@@ -6,7 +6,8 @@ saved, and early enough that a signal is answered soon; where it ends changes no
 bit of the result.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+import contextlib
 import dataclasses
 import pathlib
 from typing import Any
@@ -20,6 +21,7 @@ from metalr_flax.config import rules
 from metalr_flax.config import schema
 from metalr_flax.engine import outer
 from metalr_flax.engine import records
+from metalr_flax.processes import team as team_lib
 from metalr_flax.trainer import best
 from metalr_flax.trainer import build
 from metalr_flax.trainer import feeder as feeder_lib
@@ -48,6 +50,7 @@ class Run:
     max_rows: the longest chunk.
     outer_steps: waits for, and returns, the run's one executable.
     stop: true once a signal asked the run to stop.
+    team: the processes of the run.
   """
 
   config: Mapping[str, Any]
@@ -57,6 +60,7 @@ class Run:
   max_rows: int
   outer_steps: Callable[[], ChunkFn]
   stop: interrupts.StopRequest
+  team: team_lib.Team = team_lib.ALONE
 
   @property
   def num_outer_steps(self) -> int:
@@ -76,21 +80,41 @@ def train_or_resume(run: Run, state: records.MetaTrainState) -> None:
       `status` is the exit status.
   """
   assurance = 'what was saved before is intact: '
-  with files.ending_with_status_5(run.workdir, assurance=assurance):
-    files.make_directory(run.workdir)
-    with folder.locked(run.workdir) as lock:
-      _run_locked(run, state, lock)
+  with (
+    files.ending_with_status_5(run.workdir, assurance=assurance),
+    _locked(run) as check,
+  ):
+    _run_locked(run, state, check)
+
+
+@contextlib.contextmanager
+def _locked(run: Run) -> Iterator[Callable[[], None]]:
+  """Holds the workdir's lock, in process 0; yields what checks it."""
+  held: list[folder.Lock] = []
+  with contextlib.ExitStack() as stack:
+
+    def lock() -> None:
+      files.make_directory(run.workdir)
+      held.append(stack.enter_context(folder.locked(run.workdir)))
+
+    def check() -> None:
+      for each in held:
+        each.check()
+
+    run.team.first(lock)
+    yield check
 
 
 def _run_locked(
-  run: Run, state: records.MetaTrainState, lock: folder.Lock
+  run: Run, state: records.MetaTrainState, check: Callable[[], None]
 ) -> None:
-  folder.check_config(run.workdir, run.config, run.command)
+  team = run.team
+  team.first(lambda: folder.check_config(run.workdir, run.config, run.command))
   run = _with_length(run)
   directory = run.workdir / folder.STATE
-  found = checkpoint.find_newest(directory, state)
+  found = checkpoint.find_newest(directory, state, team)
   standing = best.standing(run.config, found.record if found else {})
-  if found and _is_finished(run, found.step, standing):
+  if found and team.first(lambda: _is_finished(run, found.step, standing)):
     field = 'patience' if standing.is_stalled else 'num_outer_steps'
     console.say(
       f'already finished at outer step {found.step}; results in '
@@ -99,21 +123,21 @@ def _run_locked(
     )
     return
   if found:  # refused before anything is changed
-    recorder_lib.check(run.workdir, found.record)
-    same_data.check(
-      run.workdir, run.config, found.state.data_state, state.data_state
+    team.first(lambda: recorder_lib.check(run.workdir, found.record))
+    team.each(
+      lambda: same_data.check(
+        run.workdir, run.config, found.state.data_state, state.data_state
+      )
     )
-  files.write_json(run.workdir / folder.CONFIG, run.config)
-  checkpoint.clean(directory, found)
-  if standing.metric:
-    checkpoint.sweep(run.workdir / folder.BEST)
+  team.first(lambda: _begin(run, found, standing))
+  team.each(lambda: folder.check_seen(run.workdir))
   record = recorder_lib.EMPTY_RECORD
   if found:
     state, record = found.state, found.record
   with (
-    saving.opened(directory, lock.check) as checkpoints,
+    saving.opened(directory, check, team) as checkpoints,
     recorder_lib.opened(
-      run.workdir, run.config, run.experiment, state, record
+      run.workdir, run.config, run.experiment, state, record, team
     ) as recorder,
     feeder_lib.opened(
       run.experiment.streams,
@@ -121,6 +145,7 @@ def _run_locked(
       run.max_rows,
       run.stop,
       run.experiment.layout,
+      team,
     ) as feeder,
   ):
     recorder.greet(resumed=bool(found))
@@ -135,17 +160,28 @@ def _run_locked(
         f'ending early: {save.standing.why()}; a larger --config.patience goes '
         f'on from here'
       )
-    lock.check()
-    recorder.finish(
-      run.experiment.evaluate_state(state),
-      run.command,
-      save.standing.results(),
-    )
+    evaluation = run.experiment.evaluate_state(state)
+
+    def finish() -> None:
+      check()
+      recorder.finish(evaluation, run.command, save.standing.results())
+
+    team.first(finish)
+
+
+def _begin(
+  run: Run, found: checkpoint.Found | None, standing: best.Standing
+) -> None:
+  """Writes the config, and makes room for new checkpoints."""
+  files.write_json(run.workdir / folder.CONFIG, run.config)
+  checkpoint.clean(run.workdir / folder.STATE, found)
+  if standing.metric:
+    checkpoint.sweep(run.workdir / folder.BEST)
 
 
 def _with_length(run: Run) -> Run:
   """The run with the length that an earlier command gave it, if larger."""
-  config = folder.with_length(run.workdir, run.config)
+  config = run.team.first(lambda: folder.with_length(run.workdir, run.config))
   length = config['num_outer_steps']
   if length > run.num_outer_steps:
     console.say(
@@ -172,19 +208,25 @@ def _loop(
   feeder: feeder_lib.Feeder,
   save: saver.Saver,
 ) -> records.MetaTrainState:
-  """Trains chunk after chunk until the run is done or a signal came."""
+  """Trains chunk after chunk until the run is done or a signal came.
+
+  A signal at one process stops all of them at the same step.
+  """
   step = state.steps_done
   recorder.wait_for('compiling')
   outer_steps = run.outer_steps()
   profiler = profiling.Profiler(
-    run.workdir / folder.PROFILE, run.config['profile_steps']
+    run.workdir / folder.PROFILE if run.team.leads else None,
+    run.config['profile_steps'],
   )
   pace = _Pace(run)
   pending = None
+  stopped = ''
   try:
-    while not _is_over(run, step, save) and not run.stop:
+    while not _is_over(run, step, save):
       taken = feeder.take(step, lambda at: profiler.cut(pace.next_count(at)))
-      if not taken:
+      stopped, go_on = _agree(run, taken)
+      if not taken or not go_on:
         break
       profiler.begin(state)
       state, chunk = outer_steps(state, np.int32(taken.steps), *taken.feed)
@@ -215,15 +257,22 @@ def _loop(
     raise _keep_last_good(run, state, save, error) from error
   finally:
     profiler.close()
-  recorder.wait_for('saving' if run.stop else 'writing the results')
+  recorder.wait_for('saving' if stopped else 'writing the results')
   save.last(state)
-  feeder.check(step)
-  if run.stop and not _is_over(run, step, save):
+  run.team.each(lambda: feeder.check(step))
+  if stopped:
     raise errors.Interrupted(
-      f'{run.stop.name} at outer step {step}, state saved in {run.workdir}; '
-      f'run the same command to go on'
+      f'{stopped} at outer step {step}, state saved in {run.workdir}; run the '
+      f'same command to go on'
     )
   return state
+
+
+def _agree(run: Run, taken: feeder_lib.Taken | None) -> tuple[str, bool]:
+  """The signal that came at any process, and whether all can go on."""
+  said = run.team.gather([run.stop.name, bool(taken)])
+  stopped = next((name for name, _ in said if name), '')
+  return stopped, not stopped and all(fed for _, fed in said)
 
 
 def _is_over(run: Run, step: int, save: saver.Saver) -> bool:
@@ -271,6 +320,10 @@ class _Pace:
     return min(self._limit, to_cadence, to_end)
 
   def note(self, steps_per_sec: float) -> None:
-    """Adapts the length to the measured rate: it at most doubles."""
+    """Adapts the length to the rate that process 0 measured.
+
+    It at most doubles.
+    """
+    steps_per_sec = self._run.team.gather(steps_per_sec)[0]
     affordable = int(steps_per_sec * _CHUNK_SECS)
     self._limit = max(1, min(2 * self._limit, affordable, self._run.max_rows))

@@ -17,11 +17,12 @@ class Profiler:
   warning, never the run.
   """
 
-  def __init__(self, folder: pathlib.Path, num_steps: int):
+  def __init__(self, folder: pathlib.Path | None, num_steps: int):
     """Prepares a trace.
 
     Args:
-      folder: where it is written, for TensorBoard's profile page.
+      folder: where it is written, for TensorBoard's profile page; None where
+        another process writes one and this only keeps step with it.
       num_steps: outer steps to trace; 0 for none.
     """
     self._folder = folder
@@ -48,9 +49,10 @@ class Profiler:
     Args:
       state: what the chunk starts from; waited for before a trace.
     """
-    if self._is_warm and self._left and not self._is_tracing:
+    due = self._is_warm and self._left and not self._is_tracing
+    if due and self._folder:
       jax.block_until_ready(state)
-      self._start()
+      self._start(self._folder)
     self._is_warm = True
 
   def end(self, chunk: outer.Chunk, count: int) -> None:
@@ -75,11 +77,11 @@ class Profiler:
         f'profile of {self._total - self._left} outer steps: {self._folder}'
       )
 
-  def _start(self) -> None:
+  def _start(self, folder: pathlib.Path) -> None:
     self._is_tracing = True
     try:
-      self._folder.mkdir(parents=True, exist_ok=True)
-      jax.profiler.start_trace(self._folder)
+      folder.mkdir(parents=True, exist_ok=True)
+      jax.profiler.start_trace(folder)
     except Exception as error:  # another trace of this process among them
       self._is_tracing = False
       self._left = 0

@@ -21,6 +21,7 @@ from metalr_flax.config import schema
 from metalr_flax.engine import outer
 from metalr_flax.engine import population
 from metalr_flax.engine import records
+from metalr_flax.processes import team as team_lib
 from metalr_flax.trainer import build
 from metalr_flax.trainer import devices
 from metalr_flax.trainer import member_rows
@@ -59,6 +60,7 @@ def opened(
   experiment: build.Experiment,
   state: records.MetaTrainState,
   record: Mapping[str, Any],
+  team: team_lib.Team = team_lib.ALONE,
 ) -> Iterator['Recorder']:
   """Opens a recorder that goes on where a checkpoint's record says.
 
@@ -68,7 +70,12 @@ def opened(
     experiment: the run's objects.
     state: the state the run goes on from.
     record: what `Recorder.flush` returned for that state's checkpoint.
+    team: the processes of the run; the first of them writes.
   """
+  if not team.leads:
+    writer = events.no_writer()
+    yield Recorder(workdir, config, experiment, state, None, writer)
+    return
   keys = _metric_keys(experiment, state)
   path = workdir / folder.METRICS
   with metrics_csv.MetricsFile(
@@ -103,7 +110,10 @@ def check(workdir: pathlib.Path, record: Mapping[str, Any]) -> None:
 
 
 class Recorder:
-  """Writes a run's metrics to its files and to the console."""
+  """Writes a run's metrics to its files and to the console.
+
+  In a process that does not lead it reads them, and writes nothing.
+  """
 
   def __init__(
     self,
@@ -111,7 +121,7 @@ class Recorder:
     config: Mapping[str, Any],
     experiment: build.Experiment,
     state: records.MetaTrainState,
-    metrics: metrics_csv.MetricsFile,
+    metrics: metrics_csv.MetricsFile | None,
     writer: events.metric_writers.MetricWriter,
   ):
     self._workdir = workdir
@@ -195,13 +205,19 @@ class Recorder:
       for name, value in jax.device_get(pending.evaluation).items()
     }
     rows = self._rows.make(pending.first, chunk, evaluation, rate)
-    self._metrics.append(rows)
+    if self._metrics:
+      self._metrics.append(rows)
     self._log(self._rows.shown(rows))
     self._rows.end(pending.first, chunk)
     return rate
 
   def flush(self) -> dict[str, Any]:
-    """Puts all rows and events on the disk; returns a checkpoint's record."""
+    """Puts all rows and events on the disk; returns a checkpoint's record.
+
+    Nothing where another process writes them.
+    """
+    if not self._metrics:
+      return {}
     self._writer.flush()
     return {
       **self._metrics.flush(),
@@ -224,7 +240,8 @@ class Recorder:
     # It imports matplotlib, which no step has to wait for.
     from metalr_flax.workdir import report
 
-    self._metrics.flush()
+    if self._metrics:
+      self._metrics.flush()
     values = {f'eval/{name}': value for name, value in evaluation.items()}
     found, results, write_page = self._write_learned(
       jax.device_get(values), best

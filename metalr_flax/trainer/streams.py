@@ -1,7 +1,13 @@
-"""The streams of a run: what they hold, and feeds filled from them."""
+"""The streams of a run: what they hold, and feeds filled from them.
+
+Where a run has several processes, each reads batches of its own, its share of
+the batches that all train on.
+"""
 
 from collections.abc import Callable, Iterator, Mapping
 import contextlib
+import dataclasses
+import hashlib
 from typing import Any
 
 import jax
@@ -23,8 +29,9 @@ class Streams:
   """The iterators that a stream task's batches are read from.
 
   Attributes:
-    spec: what their feeds are made of.
+    spec: what the feeds of all processes together are made of.
     notes: what a user should know of them, lines for the console.
+    look: a digest of the first training batch, to tell two processes' apart.
   """
 
   def __init__(self, task: tasks.Stream, config: Mapping[str, Any]):
@@ -40,20 +47,27 @@ class Streams:
     self._name = config['task']['name']
     self._buffer_bytes = task.buffer_bytes
     self._cursors = {}
+    self._shapes = {}
     self.notes = []
-    shapes = {}
+    self.look = ''
     for split in _per_step(config):
       with _refused(self._name, split):
         cursor = cursor_lib.Cursor(task, split, config['seed'])
-        shapes[split], notes = _look(cursor)
+        self._shapes[split], look, notes = _look(cursor)
       self._cursors[split] = cursor
+      self.look = self.look or look
       self.notes += [f'{split} batches of {self._name} {n}' for n in notes]
-    self.spec = feed_lib.Spec(per_step=_per_step(config), shapes=shapes)
+    count = jax.process_count()
+    self.spec = feed_lib.Spec(
+      per_step=_per_step(config),
+      shapes=jax.tree.map(lambda s: _of_all(s, count), self._shapes),
+    )
+    self._mine = dataclasses.replace(self.spec, shapes=self._shapes)
 
   def max_rows(self, limit: int) -> int:
     """The longest chunk whose feeds keep to the buffer; at most `limit`."""
     budget = self._buffer_bytes // _FEEDS_IN_BUFFER
-    return max(1, min(limit, budget // self.spec.step_bytes))
+    return max(1, min(limit, budget // self._mine.step_bytes))
 
   @property
   def positions(self) -> Positions:
@@ -94,14 +108,15 @@ class Streams:
       go_on: asked before each batch.
 
     Returns:
-      The feed, on the host; None where it was not to go on.
+      This process's share of the feed, on the host; None where it was not to
+      go on.
 
     Raises:
       DataError: where a batch cannot be read, or is not like the first.
     """
     per_step = self.spec.per_step
     feed = jax.tree.map(
-      lambda s: np.zeros(s.shape, s.dtype), self.spec.of_rows(rows)
+      lambda s: np.zeros(s.shape, s.dtype), self._mine.of_rows(rows)
     ).replace(
       step=np.int32(step),
       first={split: np.int32(step * n) for split, n in per_step.items()},
@@ -112,7 +127,7 @@ class Streams:
           if not go_on():
             return None
           batch = self._cursors[split].next()
-          _put(batch, feed.batches[split], row, self.spec.shapes[split])
+          _put(batch, feed.batches[split], row, self._shapes[split])
     return feed
 
   def first(self, count: int) -> feed_lib.Feed:
@@ -171,15 +186,25 @@ def _per_step(config: Mapping[str, Any]) -> dict[str, int]:
   return drawn
 
 
-def _look(cursor: cursor_lib.Cursor) -> tuple[PyTree, list[str]]:
-  """The shapes of a split's batches; the cursor is where it was."""
+def _of_all(shape: jax.ShapeDtypeStruct, count: int) -> jax.ShapeDtypeStruct:
+  """The shape of what `count` processes have a share of each; scalars alike."""
+  if not shape.shape:
+    return shape
+  first, *rest = shape.shape
+  return jax.ShapeDtypeStruct((first * count, *rest), shape.dtype)
+
+
+def _look(cursor: cursor_lib.Cursor) -> tuple[PyTree, str, list[str]]:
+  """Shapes of a split's batches, a digest; the cursor is where it was."""
   start = cursor.position
   batch = cursor.next()
   cursor.seek(start)
   shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), batch)
   if not jax.tree.leaves(shapes):
     raise cursor_lib.BadBatchError('a batch has no arrays; give it some')
-  return shapes, [] if cursor.stateful else _notes(cursor, batch)
+  sha = hashlib.sha256(b''.join(a.tobytes() for a in jax.tree.leaves(batch)))
+  notes = [] if cursor.stateful else _notes(cursor, batch)
+  return shapes, sha.hexdigest(), notes
 
 
 def _notes(cursor: cursor_lib.Cursor, batch: PyTree) -> list[str]:

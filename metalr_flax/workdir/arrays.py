@@ -27,6 +27,8 @@ from metalr_flax.workdir import files
 from metalr_flax.workdir import fingerprint
 
 _ITEM = 'state'
+# Each holds the machine's own path, and is read on no local file system.
+_COMMITTED = 'commit_success.txt'
 _EPath: Any = type(epath.Path('/'))
 
 
@@ -60,6 +62,8 @@ def _literal(path: pathlib.Path) -> _LiteralPath:
 def save(folder: pathlib.Path, state: Any) -> None:
   """Writes the arrays of a state into a new folder.
 
+  Where there are several processes, all have to call it; each writes its share.
+
   Args:
     folder: the folder, which must not exist.
     state: a pytree of arrays.
@@ -76,14 +80,26 @@ def save(folder: pathlib.Path, state: Any) -> None:
       _literal(folder),
       args=ocp.args.Composite(**{_ITEM: ocp.args.StandardSave(state)}),
     )
-  # Each holds the machine's own path, and is read on no local file system.
-  for name in files.walk(folder)[0]:
-    if pathlib.Path(name).name == 'commit_success.txt':
+  for name in files.walk(folder)[0] if jax.process_index() == 0 else ():
+    if pathlib.Path(name).name == _COMMITTED:
       (folder / name).unlink()
 
 
+def sync(folder: pathlib.Path) -> None:
+  """Puts on the disk what this host has written to a folder that was saved.
+
+  Raises:
+    OSError: where the storage fails.
+  """
+  for name in files.walk(folder)[0]:
+    if pathlib.Path(name).name != _COMMITTED:
+      files.sync(folder / name)
+
+
 def restore(folder: pathlib.Path, template: Any) -> Any:
-  """Reads a state, new arrays on the devices that the file names.
+  """Reads a state, new arrays on the devices of the template's.
+
+  Each process reads what its own devices hold, and waits for no other.
 
   Args:
     folder: where `save` wrote it.
@@ -98,15 +114,29 @@ def restore(folder: pathlib.Path, template: Any) -> Any:
 
 def _restore(folder: pathlib.Path, abstract: Any) -> Any:
   # A new reader each time: after a failure it refuses good steps as well.
+  alone = _alone()
+  handler = ocp.CompositeCheckpointHandler(
+    composite_options=ocp.CompositeOptions(multiprocessing_options=alone)
+  )
   with (
     _orbax_errors(),
-    ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader,
+    ocp.Checkpointer(handler, multiprocessing_options=alone) as reader,
   ):
     restored = reader.restore(
       _literal(folder),
       args=ocp.args.Composite(**{_ITEM: ocp.args.StandardRestore(abstract)}),
     )
   return restored[_ITEM]
+
+
+def _alone() -> ocp.options.MultiprocessingOptions:
+  """Options of a reader that waits for no other process."""
+  if jax.process_count() == 1:
+    return ocp.options.MultiprocessingOptions()
+  index = jax.process_index()
+  return ocp.options.MultiprocessingOptions(
+    primary_host=index, active_processes={index}
+  )
 
 
 def _uncommitted(leaf: jax.Array) -> jax.Array:
@@ -187,8 +217,9 @@ def check_equal(folder: pathlib.Path, state: Any, sha256: str) -> None:
 
 def _on_host(leaf: jax.Array) -> Any:
   """A template that asks Orbax for a NumPy array; it takes no memory itself."""
-  if jnp.issubdtype(leaf.dtype, jax.dtypes.extended):
-    return leaf  # a key is small
+  if jnp.issubdtype(leaf.dtype, jax.dtypes.extended):  # a key is small
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here)
   return np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape)
 
 
@@ -198,6 +229,10 @@ def _orbax_errors() -> Iterator[None]:
     yield
   except OSError:
     raise
+  except jax.errors.JaxRuntimeError as error:
+    if jax.process_count() > 1:  # another one is gone: no fault of the storage
+      raise
+    raise OrbaxError(reason(error)) from error
   except Exception as error:
     raise OrbaxError(reason(error)) from error
 

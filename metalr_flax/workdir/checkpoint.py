@@ -3,6 +3,10 @@
 A checkpoint `<directory>/<step>/` appears under its name only when all of it is
 on the disk: Orbax writes it under another name, it is read back, `manifest`
 seals it, and it is renamed. A step without an intact manifest does not count.
+
+Where a run has several processes, all call these functions; Orbax lets each
+write and read its share. Process 0 alone does the rest, and what it finds, or
+any of them, all act upon.
 """
 
 from collections.abc import Callable
@@ -17,6 +21,7 @@ from absl import logging
 
 from metalr_flax import errors
 from metalr_flax.engine import records
+from metalr_flax.processes import team as team_lib
 from metalr_flax.workdir import arrays
 from metalr_flax.workdir import files
 from metalr_flax.workdir import fingerprint
@@ -50,13 +55,16 @@ class Found(NamedTuple):
 
 
 def find_newest(
-  directory: pathlib.Path, template: records.MetaTrainState
+  directory: pathlib.Path,
+  template: records.MetaTrainState,
+  team: team_lib.Team = team_lib.ALONE,
 ) -> Found | None:
   """Reads the newest intact checkpoint; writes nothing.
 
   Args:
     directory: where the checkpoints are, `<directory>/<step>/`.
     template: a state of the same structure, shapes and dtypes.
+    team: the processes of the run.
 
   Returns:
     What was found; None where nothing was ever saved.
@@ -68,14 +76,14 @@ def find_newest(
   """
   before = None
   while True:
-    steps = _steps(directory)
+    steps = team.first(lambda: _steps(directory))
     if steps == before:
       raise errors.StorageError(
         f'{directory}: lists checkpoints that are not there ({steps}); mend '
         f'the storage and run the same command'
       )
     try:
-      return _newest_intact(directory, steps, template)
+      return _newest_intact(directory, steps, template, team)
     except _GoneError:
       before = steps  # the run that goes on there has saved newer ones
 
@@ -84,11 +92,12 @@ def _newest_intact(
   directory: pathlib.Path,
   steps: list[int],
   template: records.MetaTrainState,
+  team: team_lib.Team,
 ) -> Found | None:
   for step in steps:
     path = directory / str(step)
     try:
-      return _read_if_there(path, template)
+      return _read_if_there(path, template, team)
     except (manifest.DamagedError, arrays.OrbaxError) as error:
       logging.warning('%s: damaged (%s); trying the one before', path, error)
     except OSError as error:
@@ -152,19 +161,44 @@ def _steps(directory: pathlib.Path) -> list[int]:
 
 @files.retried
 def _read_if_there(
-  path: pathlib.Path, template: records.MetaTrainState
+  path: pathlib.Path, template: records.MetaTrainState, team: team_lib.Team
 ) -> Found:
   try:
-    return _read(path, template)
+    return _read(path, template, team)
   except (manifest.DamagedError, OSError) as error:
-    try:
-      os.lstat(path)
-    except FileNotFoundError:
+    if not team.first(lambda: _is_there(path)):
       raise _GoneError from error
     raise
 
 
-def _read(path: pathlib.Path, template: records.MetaTrainState) -> Found:
+def _is_there(path: pathlib.Path) -> bool:
+  try:
+    os.lstat(path)
+  except FileNotFoundError:
+    return False
+  return True
+
+
+def _read(
+  path: pathlib.Path, template: records.MetaTrainState, team: team_lib.Team
+) -> Found:
+  # Process 0 hashes all files; each process then reads what it needs of them.
+  notes = team.first(lambda: _verified(path, template), manifest.DamagedError)
+  restored = team.each(
+    lambda: arrays.restore(path, _stored(template)), arrays.OrbaxError
+  )
+  state = template.replace(**restored)
+  if fingerprint.digest(state) != notes['sha256']:
+    raise manifest.DamagedError('its arrays are not those that were saved')
+  if team.leads:
+    fingerprint.warn_of_changes(notes['environment'], state)
+  return Found(notes['step'], state, notes['record'])
+
+
+def _verified(
+  path: pathlib.Path, template: records.MetaTrainState
+) -> dict[str, Any]:
+  """The notes of a checkpoint's manifest, its files as they were written."""
   notes = manifest.verify(path)
   manifest.check_fields(notes, _NOTES)
   if str(notes['step']) != path.name:
@@ -172,11 +206,7 @@ def _read(path: pathlib.Path, template: records.MetaTrainState) -> Found:
   fingerprint.check_structure(
     path, notes['leaves'], fingerprint.describe(template)
   )
-  state = template.replace(**arrays.restore(path, _stored(template)))
-  if fingerprint.digest(state) != notes['sha256']:
-    raise manifest.DamagedError('its arrays are not those that were saved')
-  fingerprint.warn_of_changes(notes['environment'], state)
-  return Found(notes['step'], state, notes['record'])
+  return notes
 
 
 def _stored(state: records.MetaTrainState) -> dict[str, Any]:
@@ -196,7 +226,9 @@ def write(
   record: dict[str, Any],
   check: Callable[[], None],
   *,
+  sha256: str,
   compare: bool = True,
+  team: team_lib.Team = team_lib.ALONE,
 ) -> None:
   """Writes a checkpoint: Orbax's files, the manifest, the name.
 
@@ -205,42 +237,80 @@ def write(
   Args:
     path: its folder, `<directory>/<step>`.
     state: the state.
-    record: JSON values to keep beside it.
+    record: JSON values to keep beside it; those of process 0 are kept.
     check: raises where the folder must not be written to any more.
+    sha256: the state's `fingerprint.digest`.
     compare: whether to restore it as well, and to compare every bit.
+    team: the processes of the run.
 
   Raises:
     OSError: where Orbax or the storage fails.
     DamagedError: where there is another one under that name.
   """
-  check()
   saving = path.with_name(f'.{path.name}.saving')
-  if path.exists():  # a rename that worked and was answered with a fault
-    if manifest.verify(path)['sha256'] != fingerprint.digest(state):
-      raise manifest.DamagedError('another run saved this step')
+  notes = {
+    'step': state.steps_done,
+    'record': record,
+    'sha256': sha256,
+    'leaves': fingerprint.describe(state),
+    'environment': fingerprint.environment_of(state),
+  }
+
+  def begin() -> bool:
+    check()
+    return _is_saved(path, sha256) or _clear(saving)
+
+  if team.first(begin, manifest.DamagedError):
     return
-  for name in files.list_directory(path.parent):
-    if name.startswith(saving.name):
-      _remove(path.parent / name)
   stored = _stored(state)
-  arrays.save(saving, stored)
-  arrays.check_complete(saving, stored)
-  sha256 = fingerprint.digest(state)
-  if compare:
-    arrays.check_equal(saving, stored, fingerprint.digest(stored))
-  manifest.seal(
-    saving,
-    path.name,
-    {
-      'step': state.steps_done,
-      'record': record,
-      'sha256': sha256,
-      'leaves': fingerprint.describe(state),
-      'environment': fingerprint.environment_of(state),
-    },
-  )
-  check()
-  os.rename(saving, path)
+  _save(saving, stored, team)
+  of_stored = fingerprint.digest(stored) if compare else ''
+
+  def seal() -> None:
+    arrays.check_complete(saving, stored)
+    if compare:
+      arrays.check_equal(saving, stored, of_stored)
+    manifest.seal(saving, path.name, notes)
+    check()
+    os.rename(saving, path)
+
+  team.first(seal, arrays.OrbaxError)
+
+
+def _is_saved(path: pathlib.Path, sha256: str) -> bool:
+  """Whether it has its name: a rename may work and be answered by a fault."""
+  if not path.exists():
+    return False
+  if manifest.verify(path)['sha256'] != sha256:
+    raise manifest.DamagedError('another run saved this step')
+  return True
+
+
+def _clear(saving: pathlib.Path) -> bool:
+  """Makes room for Orbax's files; False."""
+  for name in files.list_directory(saving.parent):
+    if name.startswith(saving.name):
+      _remove(saving.parent / name)
+  return False
+
+
+def _save(
+  saving: pathlib.Path, stored: dict[str, Any], team: team_lib.Team
+) -> None:
+  """Lets Orbax write the arrays, by all processes together."""
+  try:
+    arrays.save(saving, stored)
+    if team.count > 1:
+      arrays.sync(saving)
+  except OSError as error:
+    if team.count == 1:
+      raise
+    # Not tried again: the other processes wait for this one inside of Orbax.
+    raise errors.StorageError(
+      f'{saving}: cannot be saved ({arrays.reason(error)}); what was saved '
+      f'before is intact: mend the storage and run the same command'
+    ) from error
+  team.gather(None)  # all are on the disk
 
 
 @files.retried
@@ -259,15 +329,15 @@ def _drop(path: pathlib.Path) -> None:
 
 
 @files.retried
-def make_way(path: pathlib.Path, state: records.MetaTrainState) -> None:
-  """Removes a checkpoint that is damaged, or not of this state.
+def make_way(path: pathlib.Path, sha256: str) -> None:
+  """Removes a checkpoint that is damaged, or not of the state with `sha256`.
 
   A run that was killed after it, and goes on from before it, comes here again.
   """
   try:
     if not path.exists():
       return
-    if manifest.verify(path).get('sha256') == fingerprint.digest(state):
+    if manifest.verify(path).get('sha256') == sha256:
       return
   except manifest.DamagedError as error:
     logging.warning('%s: damaged (%s); saving it again', path, error)

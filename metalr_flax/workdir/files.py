@@ -202,6 +202,13 @@ def write_json(path: pathlib.Path, value: Any) -> None:
 
 
 @retried
+def sync(path: pathlib.Path) -> None:
+  """Puts a file that was written and closed on the disk."""
+  with open(path, 'rb') as file:
+    os.fsync(file.fileno())
+
+
+@retried
 def hash_and_sync(path: pathlib.Path) -> str:
   """The SHA-256 of a file, which is on the disk when this returns."""
   sha = hashlib.sha256()

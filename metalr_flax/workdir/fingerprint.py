@@ -20,16 +20,33 @@ _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'numpy')
 
 
 def digest(state: Any) -> str:
-  """SHA-256 of all leaves, with their paths, dtypes and shapes."""
+  """SHA-256 of all leaves, with their paths, dtypes and shapes.
+
+  It does not depend on how they are split over devices. Where other processes
+  hold a part of one, all have to call this, and get the same.
+  """
   sha = hashlib.sha256()
   for path, leaf in jax.tree_util.tree_leaves_with_path(state):
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
       leaf = jax.random.key_data(leaf)
-    array = np.asarray(leaf)
+    array = _whole(leaf)
     name = jax.tree_util.keystr(path)
     sha.update(f'{name} {array.dtype} {array.shape}'.encode())
     sha.update(array.tobytes())
   return sha.hexdigest()
+
+
+def _whole(leaf: Any) -> np.ndarray:
+  """A leaf on the host."""
+  if (
+    isinstance(leaf, jax.Array)
+    and not leaf.is_fully_addressable
+    and not leaf.is_fully_replicated
+  ):
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.process_allgather(leaf, tiled=True)
+  return np.asarray(leaf)
 
 
 def describe(state: Any) -> dict[str, str]:

@@ -236,6 +236,22 @@ def check_config(
     )
 
 
+def check_seen(path: pathlib.Path) -> None:
+  """Refuses a workdir where this process does not see what process 0 writes.
+
+  Raises:
+    WorkdirError: where it is not there after a while.
+  """
+  for delay in (*files.RETRY_SECS, 0.0):
+    if CONFIG in files.list_directory(path):
+      return
+    time.sleep(delay)
+  raise errors.WorkdirError(
+    f'workdir={path}: what process 0 writes there is not seen here; choose a '
+    f'--workdir= on a file system that all hosts share'
+  )
+
+
 def _list_differences(
   before: Mapping[str, Any], now: Mapping[str, Any]
 ) -> list[str]:

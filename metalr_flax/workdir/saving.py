@@ -1,4 +1,8 @@
-"""Saves checkpoints in the background, one at a time."""
+"""Saves checkpoints in the background, one at a time.
+
+Several processes save in the foreground: they wait for each other inside of
+Orbax, by computations that must come in one order in all of them.
+"""
 
 from collections.abc import Callable, Iterator, Mapping
 import concurrent.futures
@@ -11,8 +15,10 @@ import jax.numpy as jnp
 
 from metalr_flax import errors
 from metalr_flax.engine import records
+from metalr_flax.processes import team as team_lib
 from metalr_flax.workdir import arrays
 from metalr_flax.workdir import checkpoint
+from metalr_flax.workdir import fingerprint
 from metalr_flax.workdir import folder
 from metalr_flax.workdir import manifest
 
@@ -23,15 +29,18 @@ _COMPARE_EVERY = 10
 
 @contextlib.contextmanager
 def opened(
-  directory: pathlib.Path, check: Callable[[], None] = lambda: None
+  directory: pathlib.Path,
+  check: Callable[[], None] = lambda: None,
+  team: team_lib.Team = team_lib.ALONE,
 ) -> Iterator['Checkpoints']:
   """Opens the checkpoints of a directory; the last save is finished at the end.
 
   Args:
     directory: where they are.
     check: raises a MetalrError where it must not be written to any more.
+    team: the processes of the run, which all save.
   """
-  checkpoints = Checkpoints(directory, check)
+  checkpoints = Checkpoints(directory, check, team)
   try:
     yield checkpoints
     checkpoints.wait()
@@ -45,8 +54,14 @@ class Checkpoints:
   The one that `save` is told is the best goes beside them, under `best`.
   """
 
-  def __init__(self, directory: pathlib.Path, check: Callable[[], None]):
+  def __init__(
+    self,
+    directory: pathlib.Path,
+    check: Callable[[], None],
+    team: team_lib.Team,
+  ):
     self._check = check
+    self._team = team
     self._directory = directory.absolute()
     self._pool = concurrent.futures.ThreadPoolExecutor(max_workers=1)
     self._saving: concurrent.futures.Future | None = None
@@ -69,6 +84,9 @@ class Checkpoints:
     Raises:
       StorageError: where the save before this one failed.
     """
+    if self._team.count > 1:
+      self._save(state, dict(record), best)
+      return
     self.wait()
     # A copy of the arrays: what is written in the background must not be what
     # the next chunk overwrites.
@@ -94,15 +112,19 @@ class Checkpoints:
   ) -> None:
     kept = self._directory.with_name(folder.BEST) if best else self._directory
     path = kept / str(state.steps_done)
+    first = self._team.first
+    sha256 = fingerprint.digest(state)
     try:
       if best:
-        checkpoint.make_way(path, state)
+        first(lambda: checkpoint.make_way(path, sha256))
       checkpoint.write(
         path,
         state,
         record,
         self._check,
+        sha256=sha256,
         compare=self._count % _COMPARE_EVERY == 0,
+        team=self._team,
       )
     except (OSError, manifest.DamagedError) as error:
       raise errors.StorageError(
@@ -110,6 +132,9 @@ class Checkpoints:
         f'before is intact: mend the storage and run the same command'
       ) from error
     self._count += 1
+    first(lambda: self._settle(path, best))
+
+  def _settle(self, path: pathlib.Path, best: bool) -> None:
     self._check()
     if best:
       checkpoint.keep_only(path)

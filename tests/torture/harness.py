@@ -81,7 +81,15 @@ class Servers:
       assert process.stdout.readline() == 'ready\n'
       self._free.put(process)
 
-  def run(self, workdir, fields=None, fault=None, config='digits_mlp', **order):
+  def run(
+    self,
+    workdir,
+    fields=None,
+    fault=None,
+    config='digits_mlp',
+    flags=(),
+    **order,
+  ):
     """Runs the trainer once; see server.py for the order."""
     number = next(self._number)
     output = self.folder / f'{number}.out'
@@ -91,7 +99,10 @@ class Servers:
     output.touch()  # a trial may be killed before it opens it
     base = FIELDS if config == 'digits_mlp' else {}
     order |= {
-      'argv': runs.command(workdir, config, **{**base, **(fields or {})}),
+      'argv': [
+        *runs.command(workdir, config, **{**base, **(fields or {})}),
+        *flags,
+      ],
       'output': str(output),
       'fault': fault,
     }

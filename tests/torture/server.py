@@ -2,8 +2,9 @@
 
 Reads a JSON object a line: `argv`, `output` (a file), and optionally `fault`
 (arguments of the shim), `after` (seconds until `signal` is sent, twice where
-`again`), `retry_secs` (instead of the program's own). Answers each with a line: exit status (negative: killed by that
-signal), seconds. JAX starts its threads in the child alone.
+`again`), `retry_secs`, `patience` (instead of the program's own),
+`devices` (how many). Answers each with a line: exit status (negative: killed by
+that signal), seconds. JAX starts its threads in the child alone.
 """
 
 import ctypes
@@ -18,6 +19,7 @@ import sklearn.datasets  # noqa: F401
 from metalr_flax import audit  # noqa: F401  imports all there is
 from metalr_flax import main
 from metalr_flax.config import flags  # noqa: F401
+from metalr_flax.processes import joining
 from metalr_flax.trainer import launch  # noqa: F401
 from metalr_flax.trainer import loop  # noqa: F401
 from metalr_flax.trainer import run_page  # noqa: F401
@@ -51,6 +53,10 @@ def child(order):
     jax.config.update('jax_enable_x64', True)
   if order.get('retry_secs'):
     files.RETRY_SECS = tuple(order['retry_secs'])
+  if order.get('patience'):
+    joining.JOIN_SECS, joining.HEARTBEAT_SECS = order['patience']
+  if order.get('devices'):
+    jax.config.update('jax_num_cpu_devices', order['devices'])
   if order.get('fault'):
     arm(order['fault'])
   status = 1
