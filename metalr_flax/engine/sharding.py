@@ -231,6 +231,36 @@ class Layout:
     return _WHOLE
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MemberLayout(Layout):
+  """Where the arrays of a population lie: its members are split over `data`.
+
+  Each device trains members of its own on whole batches. Nothing is exchanged
+  but which members go on.
+  """
+
+  @property
+  def batch_parts(self) -> int:
+    """One: a member's batch is on one device."""
+    return 1
+
+  def of_batches(self, batches: PyTree, axis: int = 0) -> PyTree:
+    """The shardings of what all members share: whole."""
+    del axis
+    return jax.tree.map(lambda _: self.whole, batches)
+
+  def gathering(self, loss_fn: LossFn) -> LossFn:
+    """The loss as it is: a member's params are on its device."""
+    return loss_fn
+
+  def _of_leaf(self, name: str, shape: tuple[int, ...]) -> NamedSharding:
+    del shape
+    # What the host looks at is everywhere.
+    if name.partition('/')[0] in ('step', 'eta'):
+      return self.whole
+    return NamedSharding(self.mesh, PartitionSpec(DATA))
+
+
 def put(tree: PyTree, shardings: PyTree) -> PyTree:
   """Moves arrays to where they belong, on devices of any process.
 

@@ -119,7 +119,8 @@ def build(config: Config, *, spread: bool = False) -> Experiment:
     streams = streams_lib.Streams(task, config)
     problem = feed_lib.blank(problem, streams.spec)
   layout = _lay_out(config, task, problem, model) if spread else None
-  problem = _in_parts(problem, config['inner']['microbatches'], layout)
+  within = None if config['population'] else layout  # of a member's own step
+  problem = _in_parts(problem, config['inner']['microbatches'], within)
   meta_tx = _build_meta_tx(first, initial)
   estimator = _build_estimator(config['meta'])
 
@@ -141,7 +142,7 @@ def build(config: Config, *, spread: bool = False) -> Experiment:
       estimator,
       _summarizer(task, split),
       config['average'],
-      layout,
+      within,
     ),
     init_state=lambda: _placed(
       init_state(_first_values(first, task, split)), layout
@@ -197,7 +198,7 @@ def _populate(
       init_state=init_state,
       make_meta_tx=make_meta_tx,
     )
-    return _unshared(state)
+    return _placed(state, one.layout)
 
   return dataclasses.replace(
     one,
@@ -338,8 +339,10 @@ def _lay_out(
   config: Config, task: tasks.Task, problem: records.Problem, model: nnx.Module
 ) -> sharding.Layout | None:
   """Where the run's arrays lie; asks for batches only where it matters."""
-  if config['population'] or not devices.are_several(config):
+  if not devices.are_several(config):
     return None
+  if config['population']:
+    return devices.lay_out_members(config, members_lib.count(config))
   data_state = task.init(jax.random.key(config['seed']))
   _check_pure(task, data_state, config)
   with refusals.tracing(config):

@@ -59,6 +59,35 @@ def lay_out(
   return layout
 
 
+def lay_out_members(config: Config, count: int) -> sharding.Layout | None:
+  """Decides on which devices the members of a population are trained.
+
+  Args:
+    config: the run's, resolved.
+    count: its members.
+
+  Returns:
+    The layout that the config's `mesh` asks for; None for one device.
+
+  Raises:
+    ConfigError: for a mesh that does not divide the devices or the members.
+  """
+  mesh = config['mesh'] or (_largest_fitting([count]), 1)
+  _check_devices(mesh)
+  data, model = mesh
+  if model > 1 or count % data:
+    raise errors.ConfigError.of(
+      'mesh',
+      tuple(mesh),
+      f'must be (data, 1) with a population, with data a divisor of its '
+      f'{count} members',
+      'change it or the number of members',
+    )
+  if data == 1:
+    return None
+  return sharding.MemberLayout(mesh=sharding.make_mesh(mesh), annotations={})
+
+
 def describe(layout: sharding.Layout | None) -> str:
   """What a run uses of the devices that there are, a line; '' for all of one.
 
@@ -75,7 +104,8 @@ def describe(layout: sharding.Layout | None) -> str:
     return f'mesh: {text}'
   return (
     f'mesh: {text}; {count - used} of {count} devices are not used: the sizes '
-    f'are those of config.mesh, or the largest that divide every batch'
+    f'are those of config.mesh, or the largest that divide every batch, of a '
+    f'population its members'
   )
 
 

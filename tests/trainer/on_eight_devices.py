@@ -304,6 +304,8 @@ def assert_same_rows(one, other):
     ({'task__batch_size': 12}, 'mesh: data 4, model 1; 4 of 8 devices are not'),
     ({'task__batch_size': 7}, 'mesh: data 1, model 1; 7 of 8 devices are not'),
     ({'mesh': (1, 2)}, 'mesh: data 1, model 2; 6 of 8 devices are not used'),
+    ({'population': {'seed': 16}}, 'mesh: data 8, model 1'),
+    ({'population': {'seed': 12}}, 'mesh: data 4, model 1; 4 of 8 devices are'),
   ],
 )  # fmt: skip
 def test_the_devices_of_a_run_are_said(fields, line):
@@ -380,6 +382,66 @@ def test_the_best_checkpoint_is_read_on_one_device(tmp_path):
 def test_a_fingerprint_is_of_the_values_alone():
   states = [placed(mesh=mesh, **MLP)[1] for mesh in (ONE, (2, 4))]
   assert fingerprint.digest(states[0]) == fingerprint.digest(states[1])
+
+
+# --- A population: members on devices of their own.
+
+SEEDS = {**MLP, 'population': {'seed': 16}}
+
+
+@pytest.fixture(scope='module')
+def population():
+  """Its state, rows and program after 10 steps: on one device, and on all."""
+  found = []
+  for mesh in (ONE, (8, 1)):
+    _, state, program = compiled(10, mesh=mesh, **SEEDS)
+    state, chunk = program(state, np.int32(10))
+    assert chunk.count.tolist() == [10] * 16
+    found.append((state, jax.device_get(chunk.rows), program.as_text()))
+  return found
+
+
+@pytest.mark.thorough
+def test_a_population_on_all_devices_agrees_with_one(population):
+  one, every = population
+  assert_agree(every[:2], one[:2])
+  for leaf in jax.tree.leaves(every[0].params):
+    assert {s.data.shape for s in leaf.addressable_shards} == {
+      (2, *leaf.shape[1:])
+    }
+
+
+@pytest.mark.thorough
+def test_members_exchange_nothing_but_who_goes_on(population):
+  found = hlo.find_collectives(population[1][2])
+  assert found
+  assert all(c.is_small for c in found), found
+
+
+@pytest.mark.parametrize(
+  ('mesh', 'members'), [((8, 1), 12), ((4, 2), 16), ((1, 8), 8)]
+)
+def test_a_mesh_that_does_not_fit_a_population_is_refused(
+  mesh, members, tmp_path
+):
+  with pytest.raises(errors.ConfigError) as caught:
+    runs.run_here(tmp_path / 'run', mesh=mesh, population={'seed': members})
+  assert str(caught.value).startswith(
+    f'mesh={mesh}: must be (data, 1) with a population, with data a divisor '
+    f'of its {members} members; '
+  )
+  assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.thorough
+def test_a_population_goes_on_on_any_devices(tmp_path):
+  fields = {'population': {'seed': 4}, 'eval_every': 5, 'average': 0.1}
+  for name, meshes in {'one': (ONE, ONE), 'both': ((), ONE)}.items():
+    for steps, mesh in zip((5, 10), meshes, strict=True):
+      runs.run_here(tmp_path / name, mesh=mesh, num_outer_steps=steps, **fields)
+  assert_same_rows(tmp_path / 'one', tmp_path / 'both')
+  model, _, _ = metalr_flax.load(tmp_path / 'both', member=3)
+  assert model.theta[...].shape == ()
 
 
 # --- What the compiled programs exchange.

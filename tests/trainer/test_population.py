@@ -258,6 +258,9 @@ DIGITS = {
   'checkpoint_every': 20,
   'average': 0.5,
   'meta__discount': 0.5,
+  # Members share the data: where a config takes it from the seed, it is that of
+  # the first.
+  'task__kwargs': {'split_seed': 5},
 }
 
 
@@ -274,9 +277,7 @@ def test_seeds_of_digits_are_their_runs_alone(config, tmp_path):
     found = columns_of(tmp_path / 'both', number)
     for key, values in expected.items():
       if not key.startswith('perf/'):
-        np.testing.assert_allclose(
-          found[key], values, rtol=1e-3, atol=1e-5, err_msg=key
-        )
+        np.testing.assert_allclose(found[key], values, rtol=1e-4, err_msg=key)
 
 
 @pytest.mark.thorough
