@@ -10,7 +10,7 @@ import time
 import runs
 
 LIMIT = 300.0
-PATIENCE = (40, 5)  # seconds for those that are missing, and that are silent
+PATIENCE = (60, 15)  # seconds for those that are missing, and that are silent
 Ended = collections.namedtuple('Ended', 'status out err')
 # The same program, with less patience for processes that are missing.
 PROGRAM = """

@@ -12,6 +12,7 @@ import json
 import os
 import socket
 import threading
+import time
 from typing import Any
 
 import jax
@@ -26,6 +27,7 @@ _LOOK_SECS = 1.0
 # What the main thread has to end by itself, before it is taken for stuck in a
 # computation of all processes.
 _GRACE_SECS = 5.0
+_LEAVE_SECS = 60.0  # that process 0 waits for others that end as planned
 _PLANNED = (0, errors.Interrupted.status)  # all processes end so together
 
 
@@ -49,6 +51,7 @@ class Membership:
     self._verdict: errors.MetalrError | None = None
     self._is_known = threading.Event()  # the verdict
     self._is_over = threading.Event()
+    self._is_alone = threading.Event()  # no other process is left
     self._status = 0
 
   @contextlib.contextmanager
@@ -121,15 +124,22 @@ class Membership:
     return {int(key.rpartition('/')[2]): json.loads(v) for key, v in found}
 
   def _look_for_losses(self) -> None:
-    """Asks who is alive; waits for all that are; in a thread."""
-    while not self._is_over.wait(_LOOK_SECS):
+    """Asks who is alive, in a thread: process 0 until no other one is.
+
+    The answer comes when all that are alive have asked.
+    """
+    while not self._is_over.is_set() or self._index == 0:
+      self._is_over.wait(_LOOK_SECS)
       try:
         alive = self._client.get_live_nodes(self._everyone)
       except jax.errors.JaxRuntimeError:
+        time.sleep(_LOOK_SECS)
         continue
       gone = {*self._everyone} - {*alive} - {*self._ends()}
       if gone and not self._is_over.is_set():
         self._judge(_lost(min(gone)))
+      if len(alive) == 1 and self._is_over.is_set():
+        self._is_alone.set()
         return
 
   def _judge(self, verdict: errors.MetalrError) -> None:
@@ -151,18 +161,10 @@ class Membership:
     if self._verdict:  # without the computations that will never end
       atexit.register(os._exit, status)
     if self._index == 0:
-      thread = threading.Thread(target=self._wait_until_alone, daemon=True)
-      thread.start()
-      thread.join(self._heartbeat_secs + 2 * _GRACE_SECS)
+      self._is_alone.wait(self._heartbeat_secs + _LEAVE_SECS)
     if self._index or not self._verdict:
       with contextlib.suppress(jax.errors.JaxRuntimeError):
         jax.distributed.shutdown()
-
-  def _wait_until_alone(self) -> None:
-    alive = self._everyone
-    with contextlib.suppress(jax.errors.JaxRuntimeError):
-      while len(alive) > 1:
-        alive = [*self._client.get_live_nodes(self._everyone)]
 
   def _on_abort(self) -> None:
     """Says so where process 0 is gone; any other abort goes on."""
