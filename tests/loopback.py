@@ -65,7 +65,16 @@ def wait(processes):
   ]
 
 
-def together(servers, workdir, count=2, devices=2, *, fields=None, **orders):
+def together(
+  servers,
+  workdir,
+  count=2,
+  devices=2,
+  *,
+  config='digits_mlp',
+  fields=None,
+  **orders,
+):
   """Trains in `count` processes of the torture's servers, at most two.
 
   One process, too, adds up with gloo: in another order than XLA alone does.
@@ -75,7 +84,8 @@ def together(servers, workdir, count=2, devices=2, *, fields=None, **orders):
     workdir: of the run.
     count: how many processes.
     devices: of each.
-    fields: of the config.
+    config: its name.
+    fields: of it.
     **orders: what to do to process 0 (`first`) or 1 (`second`).
 
   Returns:
@@ -87,6 +97,7 @@ def together(servers, workdir, count=2, devices=2, *, fields=None, **orders):
     return servers.run(
       workdir,
       fields,
+      config=config,
       flags=cluster(index, count, port),
       devices=devices,
       patience=PATIENCE,

@@ -1,6 +1,7 @@
 """Streams as a user would write them."""
 
 import grain
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -31,6 +32,22 @@ class Planes(tasks.Stream):
 
   def eval_batches(self):
     yield {'x': np.ones((3, 2), np.float32), 'y': np.ones(3, np.float32)}
+
+
+class Shared(Planes):
+  """Each process reads every n-th of the shuffled examples."""
+
+  def batches(self, split, seed):
+    return self.of(split, seed, jax.process_index(), jax.process_count())
+
+  def of(self, split, seed, index, count):
+    numbers = grain.MapDataset.range(100)[{'train': 0, 'meta': 1}[split] :: 2]
+    mine = numbers.shuffle(seed)[index::count].map(example)
+    return mine.batch(self.batch_size, drop_remainder=True).repeat()
+
+  def loss(self, model, batch):
+    loss, _ = super().loss(model, batch)
+    return loss, {'mark': jnp.mean(batch['y'])}
 
 
 class Numbers(Planes):

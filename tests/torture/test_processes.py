@@ -13,6 +13,10 @@ import loopback
 import numpy as np
 import pytest
 import runs
+import streams_code
+
+from metalr_flax.workdir import folder
+from metalr_flax.workdir import metrics_csv
 
 
 def remains(workdir):
@@ -218,6 +222,47 @@ def test_a_damaged_shard_makes_all_fall_back(servers, tmp_path):
     assert 'resuming from outer step 8' in first.text
     assert (workdir / 'state/12.damaged1').is_dir()
     assert_same(workdir, remains(tmp_path / 'whole'))
+
+
+STREAM = {
+  'model__name': 'vector',
+  'model__kwargs': {'size': 2},
+  'task__name': 'streams_code:Shared',
+  'task__batch_size': 8,
+  'task__kwargs': {},
+  'inner__learning_rate': 0.003,
+  'meta__unroll_length': 2,
+  'num_outer_steps': 12,
+  'eval_every': 5,
+  'checkpoint_every': 5,
+}
+
+
+@pytest.mark.thorough
+def test_a_stream_is_shared_and_resumed(servers, tmp_path):
+  """Each process reads its half of a batch, in one run or in two."""
+
+  def train(name, **fields):
+    trials = loopback.together(
+      servers,
+      tmp_path / name,
+      devices=1,
+      config='default',
+      fields={**STREAM, **fields},
+    )
+    assert [t.status for t in trials] == [0, 0], trials
+    assert 'the same batches' not in trials[0].text
+
+  train('whole')
+  train('cut', num_outer_steps=7)
+  train('cut')
+  runs.assert_same_run(tmp_path / 'whole', tmp_path / 'cut')
+  stream = streams_code.Shared(4)
+  halves = [iter(stream.of('train', 0, index, 2)) for index in range(2)]
+  means = [np.mean([next(half)['y'] for half in halves]) for _ in range(24)]
+  found = metrics_csv.read(tmp_path / 'whole' / folder.METRICS)['train/mark']
+  expected = np.reshape(means, (12, 2)).mean(1)
+  np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 @pytest.mark.thorough
