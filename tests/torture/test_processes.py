@@ -209,19 +209,19 @@ def remove(path):
 @pytest.mark.thorough
 def test_a_damaged_shard_makes_all_fall_back(servers, tmp_path):
   """Both go on from the step before, though one process's part is bad."""
-  finish(servers, tmp_path / 'saved', num_outer_steps=12, mesh='(2,2)')
-  finish(servers, tmp_path / 'whole', mesh='(2,2)')
+  whole = tmp_path / 'whole'
+  finish(servers, whole, devices=1, mesh='(1,2)')
   for damage in (flip, cut, remove):
     workdir = tmp_path / damage.__name__
-    shutil.copytree(tmp_path / 'saved', workdir)
-    parts = [*workdir.glob('state/12/state/ocdbt.process_1/d/*')]
+    shutil.copytree(whole, workdir)
+    parts = [*workdir.glob('state/20/state/ocdbt.process_1/d/*')]
     assert parts, 'process 1 wrote no part of it'
     damage(max(parts, key=lambda path: path.stat().st_size))
-    first, _ = finish(servers, workdir, mesh='(2,2)')
-    assert 'state/12: damaged' in first.text
-    assert 'resuming from outer step 8' in first.text
-    assert (workdir / 'state/12.damaged1').is_dir()
-    assert_same(workdir, remains(tmp_path / 'whole'))
+    first, _ = finish(servers, workdir, devices=1, mesh='(1,2)')
+    assert 'state/20: damaged' in first.text
+    assert 'resuming from outer step 16' in first.text
+    assert (workdir / 'state/20.damaged1').is_dir()
+    assert_same(workdir, remains(whole))
 
 
 STREAM = {
