@@ -70,12 +70,12 @@ class Half(nnx.Module):
 class Annotated(nnx.Module):
   """Says itself how its weights are split over devices."""
 
-  def __init__(self, *, axes=(None, 'model'), rngs):
+  def __init__(self, *, axes=(None, 'model'), width=64, rngs):
     split = lambda *axes: nnx.with_partitioning(
       nnx.initializers.lecun_normal(), axes
     )
-    self.up = nnx.Linear(2, 64, kernel_init=split(*axes), rngs=rngs)
-    self.down = nnx.Linear(64, 1, kernel_init=split(*axes[::-1]), rngs=rngs)
+    self.up = nnx.Linear(2, width, kernel_init=split(*axes), rngs=rngs)
+    self.down = nnx.Linear(width, 1, kernel_init=split(*axes[::-1]), rngs=rngs)
 
   def __call__(self, x):
     return self.down(jnp.tanh(self.up(x)))[..., 0]

@@ -43,6 +43,23 @@ TRANSFORMER = {
   'meta__curvature': 'exact',
 }
 MODELS = {'mlp': MLP, 'transformer': TRANSFORMER}
+NET = {
+  'config': 'default',
+  'model__name': 'users_code:Net',  # BatchNorm, Dropout
+  'model__kwargs': {'width': 8},
+  'task__name': 'users_code:Plane',
+  'task__batch_size': 16,
+  'task__kwargs': {'slopes': (2.0, -1.0)},
+  'inner__optimizer': 'sgd',
+  'inner__learning_rate': 0.003,
+  'threefry_partitionable': True,
+}
+WIDE = {
+  **NET,
+  'model__name': 'users_code:Annotated',
+  'model__kwargs': {},
+  'inner__optimizer': 'rmsprop',
+}
 ONE = (1, 1)
 MESHES = [(2, 1), (4, 1), (8, 1), (2, 4), (1, 8)]
 WATCHED = ('train/loss', 'meta/loss', 'hyperparams/learning_rate')
@@ -77,7 +94,10 @@ def on_one_device(name, estimator, steps):
 
 
 def assert_agree(found, expected, rtol=1e-5):
-  """The rows, and the params by their norm."""
+  """The rows, and the params by their norm.
+
+  A bias before BatchNorm has no gradient but rounding: hence the least norm.
+  """
   for name, row in expected[1].items():
     if name.startswith('hyperparams') or name in WATCHED:
       np.testing.assert_allclose(found[1][name], row, rtol=rtol, err_msg=name)
@@ -85,7 +105,8 @@ def assert_agree(found, expected, rtol=1e-5):
     *(jax.tree.leaves(run[0].params) for run in (found, expected)), strict=True
   ):
     one, other = np.asarray(one), np.asarray(other)
-    assert np.linalg.norm(one - other) <= rtol * np.linalg.norm(other)
+    size = max(np.linalg.norm(other), 1e-2)
+    assert np.linalg.norm(one - other) <= rtol * size
 
 
 @pytest.mark.thorough
@@ -98,8 +119,14 @@ def test_all_meshes_agree_over_200_steps(name, estimator, mesh):
 
 
 # One example of all the rest, which a session of quick tests has time for.
-EXAMPLE = {**MLP, 'meta__curvature': 'none', 'meta__discount': 0.9}
-KERNEL = (64, 128)  # the one leaf that is large enough to be split
+KERNEL = (2, 2048)  # just large enough to be split
+EXAMPLE = {
+  **WIDE,
+  'model__kwargs': {'axes': (), 'width': 2048},
+  'meta__unroll_length': 2,
+  'meta__curvature': 'none',
+  'meta__discount': 0.9,
+}
 
 
 @pytest.fixture(scope='module')
@@ -118,13 +145,12 @@ def test_a_mesh_of_both_axes_agrees_with_one_device(example):
 
 def test_what_has_the_shape_of_a_param_is_split_as_it_is(example):
   state, _, _ = example
-  name = 'layers/0/kernel'
-  momentum = next(v for v in jax.tree.leaves(state.opt_state) if v.size == 8192)
+  momenta = {v.shape: v for v in jax.tree.leaves(state.opt_state)}
   for leaf, shape in (
-    (state.params['layers'][0]['kernel'], (64, 32)),
-    (momentum, (64, 32)),
-    (state.tangents[f'params/{name}'], (1, 64, 32)),
-    (state.params['layers'][1]['kernel'], (128, 10)),  # too small
+    (state.params['up']['kernel'], (2, 512)),
+    (momenta[KERNEL], (2, 512)),
+    (state.tangents['params/up/kernel'], (1, 2, 512)),
+    (state.params['down']['kernel'], (2048, 1)),  # too small
     (state.eta['learning_rate'], ()),
   ):
     assert {s.data.shape for s in leaf.addressable_shards} == {shape}
@@ -175,17 +201,6 @@ def test_a_mesh_that_does_not_fit_is_refused(case, tmp_path):
 
 # --- Every option works on both axes.
 
-NET = {
-  'config': 'default',
-  'model__name': 'users_code:Net',  # BatchNorm, Dropout
-  'model__kwargs': {'width': 8},
-  'task__name': 'users_code:Plane',
-  'task__batch_size': 16,
-  'task__kwargs': {'slopes': (2.0, -1.0)},
-  'inner__learning_rate': 0.003,
-  'threefry_partitionable': True,
-}
-WIDE = {**NET, 'model__name': 'users_code:Annotated', 'model__kwargs': {}}
 ONLINE = {'meta__objective': 'online', 'meta__discount': 0.9}
 OPTIONS = {
   'plain training': {**MLP, 'meta__estimator': 'none'},
