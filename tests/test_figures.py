@@ -17,6 +17,7 @@ import pytest
 
 sys.path.append(str(pathlib.Path(__file__).parents[1] / 'benchmarks'))
 import results
+import scaling
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -28,6 +29,7 @@ TUNING = 'docs/self_tuning.md'
 ENGINE = 'docs/meta_gradients.md'
 RELIABILITY = 'docs/reliability.md'
 SCALE = 'docs/scale.md'
+DEVICES = 'docs/devices.md'
 
 
 def load(name):
@@ -50,6 +52,7 @@ DIGITS = load('digits_regularized.json')
 CONFIGS = load('configs.json')
 STARTS = load('start_up.json')
 STREAMING = load('streaming.json')
+SCALING = load('scaling.json')['rows']
 COST = load('held_out_cost.json')
 BYTES = load('bytes_per_parameter.json')
 START = 1e-5  # where self_tuning starts from any rate above
@@ -215,6 +218,24 @@ def trainer_bytes(name):
   return *row['kept'].values(), *row['running'].values()
 
 
+def of_eight(way, mesh):
+  """A device of 8: operations, memory, and what is exchanged, in MB."""
+  alone, row = (
+    next(r for r in SCALING if r['way'] == way and r['mesh'] == [*m])
+    for m in ((1, 1), mesh)
+  )
+  exchanged = (
+    row['exchanged'].get(f'all-{k}', 0) for k in ('reduce', 'gather')
+  )
+  return (
+    row['operations'] * 8 / alone['operations'],
+    row['bytes_kept'] / 1e6,
+    alone['bytes_kept'] / 1e6,
+    *(nbytes / 1e6 for nbytes in exchanged),
+    row['bytes_moved'] * 8 / alone['bytes_moved'],
+  )
+
+
 DROP_INS = {
   'sgd': 'SGD, its rate',
   'sgd, momentum': 'SGD with momentum, its rate',
@@ -267,6 +288,12 @@ FIGURES = [
   (CONFIG, 'On the test digits the loss ends at {:.3f} and the accuracy at {:.1%} (means of seeds 0-4, each its own split); with the rate alone learned in the same way it is {:.3f} and {:.1%}.', (unseen_digits('rate, decay and'), unseen_digits('rate, decay and', 'accuracy'), unseen_digits('rate learned'), unseen_digits('rate learned', 'accuracy'))),
   ('docs/training.md', 'takes {:.2f} times what importing JAX, Flax, optax and Orbax and compiling the program cost by themselves, and {:.2f} times with the program kept', (STARTS['cold']['ratio'], STARTS['warm']['ratio'])),
   (RELIABILITY, '{} kills in {} runs', (STREAMING['kills']['kills'], STREAMING['kills']['identical_runs'])),
+  *(
+    (DEVICES, f'| {name} | `{mesh}` | {{:.3f}} | {{:.2f}} of {{:.2f}} MB | {{:.2f}}, {{:.2f}} MB |', of_eight(way, mesh))
+    for name, way in (('none, plain training', 'plain'), ('without the Hessian, online', 'no Hessian, online'))
+    for mesh in ((8, 1), (1, 8))
+  ),
+  (DEVICES, 'param: {:.2f} and {:.2f} eighths', [of_eight('plain', m)[-1] for m in ((8, 1), (1, 8))]),
   ('docs/streams.md', 'trains on shards at {:.2f} of its speed on examples in memory', (STREAMING['throughput']['median_ratio'],)),
   (README, 'over plain training, any K | {:.2f}x |', (size('forward', '512'),)),
   (README, '(the digits MLP) ends {:.0f} to {:.0f} times above its best constant rate', extremes(ratios('median', 'digits_mlp').values())),
@@ -380,3 +407,10 @@ def test_what_the_pages_say_of_held_out_sizes_in_words():
       assert n < 200 or sixteen < four
   least = [min(with_size(h, 1600, 'test_loss')) for h in ('2', '16')]
   assert least[1] < 0.25 * least[0]
+
+
+def test_eight_devices_keep_the_rules_of_their_benchmark():
+  assert scaling.find_faults(SCALING) == []
+  worse = [{**row, 'operations': 2 * row['operations']} for row in SCALING]
+  worse[0] = SCALING[0]  # one device alone, plain
+  assert len(scaling.find_faults(worse)) == 2

@@ -7,6 +7,7 @@ import pathlib
 import subprocess
 import sys
 
+import pytest
 import runs
 
 SESSION = pathlib.Path(__file__).with_name('on_eight_devices.py')
@@ -25,3 +26,17 @@ def test_the_session_on_eight_devices(request):
     check=False,
   )
   assert done.returncode == 0, done.stdout[-6000:]
+
+
+@pytest.mark.thorough
+def test_the_benchmark_of_scaling_keeps_its_rules():
+  done = subprocess.run(
+    [sys.executable, 'benchmarks/scaling.py', '--quick'],
+    env=runs.environment(),
+    cwd=runs.ROOT,
+    capture_output=True,
+    text=True,
+    timeout=runs.LIMIT,
+    check=False,
+  )
+  assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]

@@ -1,0 +1,213 @@
+"""What each device computes, moves and exchanges, by the number of devices.
+
+  python benchmarks/scaling.py [--quick]
+
+One outer step of one inner update (K = 1) of an MLP is compiled for 1 and 8
+virtual devices, two cases for 2 and 4 as well, with the same global batch: all
+devices along `data` (each has all params), and along `model` (params are split
+by their size). The numbers are XLA's own of one device's program, exact on any
+machine: operations and bytes from its cost analysis, collectives from its text.
+Nothing is run. It takes about ten minutes on two cores. Writes
+benchmarks/results/scaling.{json,md}; `--quick` compiles two ways for 1 and 8
+devices and writes nothing. The exit status is 1 where a rule is not kept:
+- a device of 8 does at most 1.05 eighths of the operations of one alone;
+- the Hessian-free meta-gradient sums each gradient once, over `data`, and
+  exchanges scalars besides;
+- over `model` it gathers and sums what plain training does for each gradient,
+  and exchanges scalars besides.
+"""
+
+import argparse
+import collections
+from collections.abc import Iterator
+import json
+import pathlib
+import sys
+from typing import Any
+
+import hlo
+import jax
+
+from metalr_flax.config import flags
+from metalr_flax.trainer import build
+
+COUNTS = (1, 2, 4, 8)
+# That are compiled for 2 and 4 devices as well.
+BETWEEN = {('mlp', 'plain'), ('mlp', 'no Hessian, online')}
+RESULTS = pathlib.Path(__file__).parent / 'results'
+CONFIGS = pathlib.Path(__file__).parent.parent / 'configs'
+PROBLEMS = {
+  'mlp': (
+    'digits_mlp',
+    {
+      'task.batch_size': 1024,
+      'task.kwargs': {'meta_batch_size': 256},
+      'model.kwargs': {'features': (64, 512, 512, 10)},
+    },
+  ),
+}  # fmt: skip
+NO_HESSIAN = {'meta.curvature': 'none', 'meta.discount': 0.9}
+# With the gradients that an outer step of one update takes.
+WAYS: dict[str, tuple[int, dict[str, Any]]] = {
+  'plain': (1, {'meta.estimator': 'none'}),
+  'no Hessian, online': (1, {**NO_HESSIAN, 'meta.objective': 'online'}),
+  'no Hessian': (2, NO_HESSIAN),
+}
+MARGIN = 1.05
+
+
+def compile_step(config: dict[str, Any]) -> tuple[Any, int]:
+  """The compiled outer step of a config, and the number of its params."""
+  with build.randomness(config):
+    experiment = build.build(config, spread=True)
+    state = experiment.init_state()
+    options: dict[str, Any] = {}
+    if layout := experiment.layout:
+      of_state = layout.of_state(state)
+      options = {
+        'in_shardings': (of_state,), 'out_shardings': (of_state, layout.whole)
+      }  # fmt: skip
+    step = jax.jit(experiment.step_fn, donate_argnums=0, **options)
+    # The machine code is not wanted, so it need not be fast.
+    compiled = step.lower(state).compile({'xla_backend_optimization_level': 0})
+  return compiled, sum(p.size for p in jax.tree.leaves(state.params))
+
+
+def measure(problem: str, way: str, mesh: tuple[int, int]) -> dict[str, Any]:
+  """The figures of one device's program."""
+  name, fields = PROBLEMS[problem]
+  fields = {'meta.unroll_length': 1, 'mesh': mesh, **fields, **WAYS[way][1]}
+  arguments = [f'--config.{key}={value}' for key, value in fields.items()]
+  path = CONFIGS / f'{name}.py'
+  config = flags.parse('benchmark', [f'--config={path}', *arguments], '').config
+  compiled, params = compile_step(config)
+  cost, memory = compiled.cost_analysis(), compiled.memory_analysis()
+  return {
+    'problem': problem,
+    'way': way,
+    'mesh': [*mesh],
+    'params': params,
+    'operations': cost['flops'],
+    'bytes_moved': cost['bytes accessed'],
+    'bytes_kept': memory.argument_size_in_bytes,
+    **_exchanged(hlo.find_collectives(compiled.as_text())),
+  }
+
+
+def _exchanged(found: list[hlo.Collective]) -> dict[str, Any]:
+  """Bytes by the kind of collective, those of scalars apart."""
+  large: collections.Counter[str] = collections.Counter()
+  for each in found:
+    if not each.is_small:
+      large[each.kind] += each.nbytes
+  small = sum(each.nbytes for each in found if each.is_small)
+  return {'exchanged': dict(large), 'bytes_of_scalars': small}
+
+
+def find_faults(rows: list[dict[str, Any]]) -> list[str]:
+  """The rules of the module's docstring that rows do not keep, in words."""
+  faults = []
+  by_key = {(r['problem'], r['way'], *r['mesh']): r for r in rows}
+  for row in rows:
+    name = f'{row["problem"]}, {row["way"]}, mesh {tuple(row["mesh"])}'
+    if max(row['mesh']) != max(COUNTS):
+      continue
+    alone = by_key[row['problem'], row['way'], 1, 1]
+    share = row['operations'] * max(COUNTS) / alone['operations']
+    if share > MARGIN:
+      faults.append(f'{name}: {share:.3f} eighths of the operations')
+    plain = by_key[row['problem'], 'plain', *row['mesh']]
+    if row['way'].startswith('no Hessian') and not _as_plain(row, plain):
+      faults.append(f'{name}: exchanges {row["exchanged"]}')
+  return faults
+
+
+def _as_plain(row: dict[str, Any], plain: dict[str, Any]) -> bool:
+  """Whether it exchanges for each gradient what plain training does."""
+  count = WAYS[row['way']][0]
+  small = hlo.SCALARS_BYTES
+  return row['exchanged'].keys() == plain['exchanged'].keys() and all(
+    abs(nbytes - count * plain['exchanged'][kind]) <= small
+    for kind, nbytes in row['exchanged'].items()
+  )
+
+
+def to_markdown(rows: list[dict[str, Any]]) -> str:
+  """The tables that a person reads."""
+  alone = {(r['problem'], r['way']): r for r in rows if r['mesh'] == [1, 1]}
+  lines = [
+    'One outer step of one inner update, one device\'s share, K = 1, compiled '
+    f'by JAX {jax.__version__} for virtual CPU devices. "Over one alone" is '
+    'times the number of devices: 1.00 is a share of exactly 1/n. Params are '
+    'float32. `python benchmarks/scaling.py` makes it.',
+    '',
+    "XLA's CPU compiler sums a whole gradient and then takes a device's part; "
+    'on GPUs and TPUs the two are one reduce-scatter, of 1/n of the bytes '
+    'received.',
+    '',
+  ]  # fmt: skip
+  for problem in dict.fromkeys(row['problem'] for row in rows):
+    own = [row for row in rows if row['problem'] == problem]
+    lines += [
+      f'## {problem}, {own[0]["params"] * 4 / 1e6:.2f} MB of params',
+      '',
+      '| meta-gradient | mesh (data, model) | operations, M | over one alone '
+      '| bytes moved, MB | over one alone | bytes kept, MB '
+      '| summed, MB | gathered, MB | other, MB | scalars, bytes |',
+      '|---|---|---|---|---|---|---|---|---|---|---|',
+    ]
+    lines += [_line(row, alone[problem, row['way']]) for row in own]
+    lines.append('')
+  return '\n'.join(lines)
+
+
+def _line(row: dict[str, Any], alone: dict[str, Any]) -> str:
+  count = max(row['mesh'])
+  kinds = {kind: n / 1e6 for kind, n in row['exchanged'].items()}
+  summed = kinds.pop('all-reduce', 0) + kinds.pop('reduce-scatter', 0)
+  gathered = kinds.pop('all-gather', 0)
+  over = lambda key: f'{row[key] * count / alone[key]:.3f}'
+  cells = [
+    row['way'], tuple(row['mesh']), f'{row["operations"] / 1e6:.1f}',
+    over('operations'), f'{row["bytes_moved"] / 1e6:.1f}', over('bytes_moved'),
+    f'{row["bytes_kept"] / 1e6:.2f}', f'{summed:.2f}', f'{gathered:.2f}',
+    f'{sum(kinds.values()):.2f}', row['bytes_of_scalars'],
+  ]  # fmt: skip
+  return f'| {" | ".join(map(str, cells))} |'
+
+
+def _cases(*, quick: bool) -> Iterator[tuple[str, str, tuple[int, int]]]:
+  """What is compiled: problems, ways and meshes."""
+  for problem in PROBLEMS:
+    for way in ['plain', 'no Hessian'] if quick else WAYS:
+      between = not quick and (problem, way) in BETWEEN
+      counts = COUNTS if between else (1, max(COUNTS))
+      yield problem, way, (1, 1)
+      yield from ((problem, way, (n, 1)) for n in counts[1:])
+      yield from ((problem, way, (1, n)) for n in counts[1:])
+
+
+def main() -> int:
+  """Runs the command line; returns its exit status."""
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument('--quick', action='store_true')
+  quick = parser.parse_args().quick
+  jax.config.update('jax_platforms', 'cpu')
+  jax.config.update('jax_num_cpu_devices', max(COUNTS))
+  rows = []
+  for problem, way, mesh in _cases(quick=quick):
+    rows.append(measure(problem, way, mesh))
+    print(rows[-1], flush=True)
+    jax.clear_caches()
+  print(to_markdown(rows))
+  faults = find_faults(rows)
+  print('\n'.join(faults) or 'all rules are kept')
+  if not quick:
+    path = RESULTS / 'scaling.json'
+    path.write_text(json.dumps({'jax': jax.__version__, 'rows': rows}) + '\n')
+    path.with_suffix('.md').write_text(to_markdown(rows))
+  return int(bool(faults))
+
+
+if __name__ == '__main__':
+  sys.exit(main())
