@@ -50,7 +50,7 @@ def pytest_addoption(parser):
   parser.addoption(
     '--full',
     action='store_true',
-    help='--thorough, and all trials of tests/torture, not a tenth of them',
+    help='--thorough, all trials of tests/torture and all pairs of devices',
   )
 
 
@@ -92,10 +92,12 @@ def pytest_unconfigure(config):
 
 def pytest_collection_modifyitems(config, items):
   items.sort(key=lambda item: _place(item.path.relative_to(HERE).as_posix()))
-  if not config.option.thorough:
-    thorough = lambda item: item.get_closest_marker('thorough') is not None
-    config.hook.pytest_deselected(items=[*filter(thorough, items)])
-    items[:] = itertools.filterfalse(thorough, items)
+  left_out = {
+    name for name in ('thorough', 'full') if not getattr(config.option, name)
+  }
+  is_out = lambda item: any(map(item.get_closest_marker, left_out))
+  config.hook.pytest_deselected(items=[*filter(is_out, items)])
+  items[:] = itertools.filterfalse(is_out, items)
 
 
 def _place(path):

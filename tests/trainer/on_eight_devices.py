@@ -4,6 +4,7 @@ A mesh is written as in a config: the devices along `data` and along `model`.
 """
 
 import functools
+import itertools
 import math
 import re
 import sys
@@ -109,10 +110,26 @@ def assert_agree(found, expected, rtol=1e-5):
     assert np.linalg.norm(one - other) <= rtol * size
 
 
-@pytest.mark.thorough
-@pytest.mark.parametrize('mesh', MESHES, ids=str)
-@pytest.mark.parametrize('estimator', ['forward', 'reverse'])
-@pytest.mark.parametrize('name', MODELS)
+# The rest of all combinations is for --full.
+FIRST = [
+  ('mlp', 'forward', (2, 4)),
+  ('mlp', 'reverse', (8, 1)),
+  ('transformer', 'forward', (8, 1)),
+]
+ALL = itertools.product(MODELS, ['forward', 'reverse'], MESHES)
+
+
+@pytest.mark.parametrize(
+  ('name', 'estimator', 'mesh'),
+  [
+    pytest.param(
+      *case,
+      id=' '.join(map(str, case)),
+      marks=pytest.mark.thorough if case in FIRST else pytest.mark.full,
+    )
+    for case in ALL
+  ],
+)
 def test_all_meshes_agree_over_200_steps(name, estimator, mesh):
   fields = {'meta__estimator': estimator, 'mesh': mesh, **MODELS[name]}
   assert_agree(train(200, **fields), on_one_device(name, estimator, 200))
@@ -379,7 +396,7 @@ def test_a_run_of_four_devices_goes_on_on_one(whole, tmp_path, caplog):
   assert len(model.layers[0].kernel[...].sharding.device_set) == 1
 
 
-@pytest.mark.thorough
+@pytest.mark.full
 @pytest.mark.parametrize('first', COUNTS, ids=str)
 @pytest.mark.parametrize('then', COUNTS, ids=str)
 def test_a_run_goes_on_on_any_mesh(first, then, whole, tmp_path, caplog):

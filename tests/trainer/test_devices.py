@@ -14,7 +14,8 @@ SESSION = pathlib.Path(__file__).with_name('on_eight_devices.py')
 
 
 def test_the_session_on_eight_devices(request):
-  tier = ['--thorough'] if request.config.option.thorough else []
+  option = request.config.option
+  tier = ['--full'] * option.full or ['--thorough'] * option.thorough
   devices = '--xla_force_host_platform_device_count=8'
   done = subprocess.run(
     [sys.executable, '-m', 'pytest', '-q', '-x', str(SESSION), *tier],
