@@ -109,8 +109,8 @@ def command(path: pathlib.Path, workdir: pathlib.Path, **fields: Any) -> list:
 class Watch(interrupts.StopRequest):
   """Reads the resident set where the loop asks whether it is to stop.
 
-  It asks first when all is compiled and nothing is read, and last when the last
-  state is saved.
+  It asks first when all is compiled and reading begins, and then before each
+  chunk.
   """
 
   def __init__(self):
@@ -140,7 +140,7 @@ def train(argv: list[str]) -> list[float]:
     command=parsed.command,
     stop=watch,
   )
-  return watch.peaks[:-1]
+  return watch.peaks
 
 
 def start(argv: list[str]) -> subprocess.Popen:

@@ -270,7 +270,8 @@ def _loop(
 
 def _agree(run: Run, taken: feeder_lib.Taken | None) -> tuple[str, bool]:
   """The signal that came at any process, and whether all can go on."""
-  said = run.team.gather([run.stop.name, bool(taken)])
+  asked = run.stop.name if run.stop else ''
+  said = run.team.gather([asked, bool(taken)])
   stopped = next((name for name, _ in said if name), '')
   return stopped, not stopped and all(fed for _, fed in said)
 

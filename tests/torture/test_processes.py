@@ -90,7 +90,7 @@ def test_different_configs(tmp_path):
   assert not workdir.exists()
 
 
-@pytest.mark.thorough
+@pytest.mark.full
 def test_processes_that_never_come(tmp_path):
   """A bounded wait, one line, status 2, nothing written."""
   workdir, port = tmp_path / 'run', loopback.free_port()
@@ -103,7 +103,7 @@ def test_processes_that_never_come(tmp_path):
     assert not workdir.exists()
 
 
-@pytest.mark.thorough
+@pytest.mark.full
 def test_without_a_cluster(tmp_path):
   argv = [*runs.command(tmp_path / 'run'), '--distributed']
   [ended] = loopback.wait([loopback.start(argv)])
@@ -112,7 +112,7 @@ def test_without_a_cluster(tmp_path):
   assert not (tmp_path / 'run').exists()
 
 
-@pytest.mark.thorough
+@pytest.mark.full
 @pytest.mark.parametrize('mesh', ['()', '(2,2)'])
 def test_two_processes_are_one_with_as_many_devices(servers, tmp_path, mesh):
   finish(servers, tmp_path / 'one', count=1, devices=4, mesh=mesh)
@@ -124,7 +124,7 @@ def test_two_processes_are_one_with_as_many_devices(servers, tmp_path, mesh):
 SHAPES = [(1, 1), (1, 2), (1, 4), (2, 2), (2, 4)]
 
 
-@pytest.mark.thorough
+@pytest.mark.full
 @pytest.mark.parametrize('first', SHAPES, ids=str)
 def test_resumed_on_any_number(servers, four, tmp_path, first):
   """All pairs: 1e-5 beside four devices, bits where both had four."""
@@ -148,7 +148,7 @@ def moments(number, secs, seed):
 ORDERS = ('first', 'second')
 
 
-@pytest.mark.thorough
+@pytest.mark.full
 def test_a_killed_process_ends_the_other(servers, two, share, tmp_path):
   """SIGKILL of one of two: a line says which, and the same command goes on."""
   expected, secs = two
@@ -168,7 +168,7 @@ def test_a_killed_process_ends_the_other(servers, two, share, tmp_path):
     assert_same(workdir, expected)
 
 
-@pytest.mark.thorough
+@pytest.mark.full
 def test_a_signal_at_one_process_stops_all(servers, two, share, tmp_path):
   """SIGTERM: all save the same step and end with status 75."""
   expected, secs = two
@@ -206,7 +206,7 @@ def remove(path):
   path.unlink()
 
 
-@pytest.mark.thorough
+@pytest.mark.full
 def test_a_damaged_shard_makes_all_fall_back(servers, tmp_path):
   """Both go on from the step before, though one process's part is bad."""
   whole = tmp_path / 'whole'
@@ -238,7 +238,7 @@ STREAM = {
 }
 
 
-@pytest.mark.thorough
+@pytest.mark.full
 def test_a_stream_is_shared_and_resumed(servers, tmp_path):
   """Each process reads its half of a batch, in one run or in two."""
 
@@ -265,7 +265,7 @@ def test_a_stream_is_shared_and_resumed(servers, tmp_path):
   np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
-@pytest.mark.thorough
+@pytest.mark.full
 def test_a_workdir_in_use_is_refused_by_all(servers, tmp_path):
   workdir = tmp_path / 'run'
   with runs.training(workdir, 'digits_mlp', num_outer_steps=100_000) as other:
