@@ -56,8 +56,8 @@ FIELDS: dict[str, Field] = {
   ),
   'population': Field(
     rules.MAPPING,
-    'members trained side by side in one program, by what differs among them: '
-    "{'seed': 64}",
+    "what differs among runs that one program trains side by side; {'seed': 64}"
+    ' is 64 seeds',
     {},
   ),
   'best_metric': Field(
