@@ -185,6 +185,6 @@ def _title(config: Mapping[str, Any], owns: list[dict[str, Any]]) -> str:
   optimizer = report.spelling(config['inner']['optimizer'])
   learned = ', '.join(plots.words(name) for name in config['meta']['learned'])
   return (
-    f"{optimizer}'s {learned or 'runs'}, {len(owns)} members{ended}: "
+    f"{optimizer}'s {learned or 'runs'}, {len(owns)} members{ended}\n"
     f'{population_plots.BANDS}'
   )
