@@ -161,7 +161,7 @@ MUTANTS = [
   Mutant('the cursor is hidden', 'terminal', '    del show\n    return False', '    return super().show_cursor(show)', 'tests/test_terminal.py::test_what_is_printed_and_logged_comes_above_the_line'),
   Mutant('the log is written across the line', 'console', "  flags.FLAGS['logtostderr'].value = True", "  flags.FLAGS['logtostderr'].value = False", 'tests/test_terminal.py::test_what_is_printed_and_logged_comes_above_the_line'),
   Mutant('processes of two configs train together', 'processes/agreement', '      if here != there:', '      if False:', f'{T}test_processes.py::test_different_configs'),
-  Mutant('a signal at one process is not told to the others', 'trainer/loop', 'said = run.team.gather([run.stop.name, bool(taken)])', 'said = [[run.stop.name, bool(taken)]]', f'{T}test_processes.py::test_a_signal_at_one_process_stops_all'),
+  Mutant('a signal at one process is not told to the others', 'trainer/loop', 'said = run.team.gather([asked, bool(taken)])', 'said = [[asked, bool(taken)]]', f'{T}test_processes.py::test_a_signal_at_one_process_stops_all'),
   Mutant('what one process raises the others do not', 'processes/team', '      if failure:\n        raise _error([failure[0]', '      if False:\n        raise _error([failure[0]', 'tests/processes/test_team.py'),
   Mutant('a value may leave its folder', 'config/naming', "re.sub(r'[^\\w.+-]+', '-', str(value))", 'str(value)', 'tests/config/test_naming.py::test_fields_are_filled_in'),
 ]  # fmt: skip
