@@ -1,4 +1,4 @@
-"""Ends a process with a line of its own where JAX aborts it.
+"""Ends a process of several with its own line and status, whatever JAX does.
 
 JAX's client aborts its process at once where the coordination service of
 process 0 does not answer, or is gone. It has no other way to say so: its
@@ -6,6 +6,7 @@ callback cannot be a function of Python's, and a handler of `signal`'s would
 run too late.
 """
 
+import atexit
 from collections.abc import Callable
 import contextlib
 import ctypes
@@ -29,6 +30,25 @@ def on_abort(action: Callable[[], None]) -> None:
   handler = _HANDLER(lambda number: action())
   _handlers.append(handler)
   ctypes.CDLL(None).signal(signal.SIGABRT, handler)
+
+
+def skip_finalization(status: int) -> None:
+  """Ends the process with a status where the interpreter would be torn down.
+
+  Threads that wait in JAX's C++ code come back to Python during the teardown
+  and are ended there; C++ then aborts the process, now and then.
+
+  Args:
+    status: of the process.
+  """
+  atexit.register(_exit, status)
+
+
+def _exit(status: int) -> None:
+  for stream in (sys.stdout, sys.stderr):
+    with contextlib.suppress(OSError, ValueError):
+      stream.flush()
+  os._exit(status)
 
 
 def end(error: errors.MetalrError) -> None:

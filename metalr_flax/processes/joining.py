@@ -3,7 +3,6 @@
 No JAX is imported for a run of one process.
 """
 
-import atexit
 from collections.abc import Iterator
 import contextlib
 import os
@@ -109,7 +108,9 @@ def _initialize(cluster: cluster_lib.Cluster) -> None:
 
 def _given_up(error: errors.MetalrError) -> errors.MetalrError:
   """The same error; the command ends without JAX's thread that still waits."""
-  atexit.register(os._exit, error.status)
+  from metalr_flax.processes import aborts
+
+  aborts.skip_finalization(error.status)
   return error
 
 
