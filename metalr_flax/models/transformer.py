@@ -12,6 +12,13 @@ import jax.numpy as jnp
 
 from metalr_flax.models import precision
 
+# What the backward pass finds kept of each block, by the name of the choice;
+# it computes the rest again.
+_REMATS = {
+  'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  'full': jax.checkpoint_policies.nothing_saveable,
+}
+
 
 class Attention(nnx.Module):
   """Causal self-attention with rotary positions.
@@ -110,6 +117,7 @@ class Transformer(nnx.Module):
 
   Attributes:
     dtype: what the layers compute in, None for that of the weights.
+    remat: what the backward pass computes again.
     embedding: `[V, D]`; std 0.02 as in GPT-2, so that the first predictions
       are nearly uniform.
     blocks: `num_layers` of them.
@@ -126,6 +134,7 @@ class Transformer(nnx.Module):
     d_ff: int | None = None,
     dropout: float = 0.0,
     dtype: str | None = None,
+    remat: str = 'none',
     rngs: nnx.Rngs,
   ):
     """Builds the layers.
@@ -139,6 +148,9 @@ class Transformer(nnx.Module):
       dropout: share of what each part adds that training drops, in [0, 1).
       dtype: what it computes in, 'float32' or 'bfloat16'; the weights and the
         output are float32 all the same. None is the dtype of its weights.
+      remat: what the backward pass computes again to save memory: 'none';
+        'dots', all of a block but its products with weights; 'full', all of a
+        block from its input on.
       rngs: the source of the initial weights, and of the dropout's stream.
 
     Raises:
@@ -151,6 +163,10 @@ class Transformer(nnx.Module):
       )
     if not 0 <= dropout < 1:
       raise ValueError(f'dropout={dropout}: must be in [0, 1)')
+    if remat not in ('none', *_REMATS):
+      known = ', '.join(map(repr, ('none', *_REMATS)))
+      raise ValueError(f'remat={remat!r}: must be one of {known}')
+    self.remat = remat
     self.dtype = precision.compute_dtype(dtype)
     # Not nnx.Embed: it computes in its weights' first dtype, float32, whatever
     # they are cast to for a check in float64.
@@ -176,8 +192,11 @@ class Transformer(nnx.Module):
     if self.dtype is not None:
       embedding = embedding.astype(self.dtype)
     x = jnp.take(embedding, tokens, axis=0)
+    apply = Block.__call__
+    if self.remat != 'none':
+      apply = nnx.remat(apply, policy=_REMATS[self.remat])
     for block in self.blocks:
-      x = block(x)
+      x = apply(block, x)
     return precision.as_logits(self.norm(x) @ embedding.T, self.dtype)
 
 

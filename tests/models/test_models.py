@@ -3,6 +3,7 @@
 import dataclasses
 import runpy
 
+import chex
 from flax import nnx
 import jax
 import jax.numpy as jnp
@@ -95,6 +96,7 @@ def test_transformer_maps_tokens_to_logits():
     (_transformer, {'num_heads': 3}, 'multiple of 2 . num_heads = 6'),
     (_transformer, {'num_heads': 0}, 'num_heads >= 1'),
     (_transformer, {'num_heads': 8}, 'multiple of 2 . num_heads = 16'),
+    (_transformer, {'remat': 'all'}, "remat='all': must be one of 'none'"),
   ],
 )
 def test_bad_arguments_are_refused_in_one_line(make, kwargs, message):
@@ -334,3 +336,35 @@ def _config():
   path = runs.CONFIGS / 'digits_cnn.py'
   config = runpy.run_path(str(path))['get_config']()
   return check.resolve(config.to_dict())
+
+
+def _derivatives(remat, tokens):
+  """The gradient, its derivative along ones, and the loss's program."""
+  model = _transformer(num_layers=3, dropout=0.5, remat=remat)
+  parts = functional.split(model)
+
+  def loss(params):
+    loss_fn = functional.make_loss_fn(parts.train, _mean_square)
+    return loss_fn(params, parts.model_state, tokens)[0]
+
+  def both(params):
+    ones = jax.tree.map(jnp.ones_like, params)
+    return jax.jvp(jax.grad(loss), (params,), (ones,))
+
+  return jax.jit(both)(parts.params), str(jax.make_jaxpr(loss)(parts.params))
+
+
+def _mean_square(model, tokens):
+  return jnp.mean(model(tokens) ** 2), {}
+
+
+@pytest.mark.parametrize('remat', ['dots', 'full'])
+def test_what_is_computed_again_changes_no_derivative(remat):
+  """Nor what dropout draws; each block is a part of its own."""
+  tokens = _tokens(2, 7)
+  (expected, plain), (given, program) = (
+    _derivatives(kind, tokens) for kind in ('none', remat)
+  )
+  chex.assert_trees_all_close(given, expected, rtol=1e-4, atol=1e-6)
+  names = ('checkpoint[', 'remat2[')
+  assert [sum(map(p.count, names)) for p in (plain, program)] == [0, 3]
