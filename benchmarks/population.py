@@ -1,6 +1,6 @@
 """What a member of a population costs, beside the same run alone.
 
-  python benchmarks/population.py [--quick]
+  python benchmarks/population.py [--quick] [--rounds=5]
 
 Both sides are done in turn, medians and ratios of the pairs:
 1. whole commands, from the process's start to its end, with all that they
@@ -9,7 +9,8 @@ Both sides are done in turn, medians and ratios of the pairs:
    other, their metrics fetched; and those of configs/digits_mlp.py with 16
    seeds, whose step keeps a core busy by itself.
 A ratio is the time of the population, divided by its members, over that of the
-run alone. Writes benchmarks/results/population.json and .md.
+run alone: of the clock, and of the processor, whose seconds are steadier where
+the machine has other work. Writes benchmarks/results/population.json and .md.
 """
 
 import argparse
@@ -18,6 +19,7 @@ import json
 import os
 import pathlib
 import platform
+import resource
 import statistics
 import subprocess
 import sys
@@ -35,8 +37,8 @@ ROOT = pathlib.Path(__file__).parent.parent
 RESULTS = ROOT / 'benchmarks/results'
 LOOPS = {'default': (64, 2000), 'digits_mlp': (16, 100)}  # members, outer steps
 COMMAND = 'default'
-ROUNDS = 5
 QUICK = {'default': (4, 200), 'digits_mlp': (2, 4)}
+Secs = tuple[float, float]  # of the clock, of the processor
 
 
 def arguments(name: str, members: int) -> list[str]:
@@ -45,7 +47,7 @@ def arguments(name: str, members: int) -> list[str]:
   return [f'--config={ROOT}/configs/{name}.py', *own]
 
 
-def time_command(name: str, members: int, steps: int) -> float:
+def time_command(name: str, members: int, steps: int) -> Secs:
   """Seconds of a whole command."""
   with tempfile.TemporaryDirectory() as folder:
     command = [
@@ -53,7 +55,7 @@ def time_command(name: str, members: int, steps: int) -> float:
       f'--config.num_outer_steps={steps}',
       f'--workdir={folder}/run',
     ]
-    begun = time.perf_counter()
+    begun, used = time.perf_counter(), _used_by_children()
     subprocess.run(
       command,
       check=True,
@@ -61,10 +63,15 @@ def time_command(name: str, members: int, steps: int) -> float:
       env={**os.environ, 'PYTHONPATH': str(ROOT)},
       capture_output=True,
     )
-    return time.perf_counter() - begun
+    return time.perf_counter() - begun, _used_by_children() - used
 
 
-def make_loop(name: str, members: int, steps: int) -> Callable[[], float]:
+def _used_by_children() -> float:
+  used = resource.getrusage(resource.RUSAGE_CHILDREN)
+  return used.ru_utime + used.ru_stime
+
+
+def make_loop(name: str, members: int, steps: int) -> Callable[[], Secs]:
   """Returns a function that trains so many steps and returns the seconds."""
   config = flags.parse('benchmark', arguments(name, members), '').config
   with build.randomness(config):
@@ -73,9 +80,9 @@ def make_loop(name: str, members: int, steps: int) -> Callable[[], float]:
     rows = min(launch.max_rows(config), steps)
     outer_steps = launch.lower_chunk(experiment, state, rows).compile()
 
-  def measure() -> float:
+  def measure() -> Secs:
     nonlocal state
-    begun = time.perf_counter()
+    begun, used = time.perf_counter(), time.process_time()
     pending = None
     for _ in range(steps // rows):
       state, chunk = outer_steps(state, np.int32(rows))
@@ -83,7 +90,7 @@ def make_loop(name: str, members: int, steps: int) -> Callable[[], float]:
         jax.device_get(pending)
       pending = chunk
     jax.device_get(pending)
-    return time.perf_counter() - begun
+    return time.perf_counter() - begun, time.process_time() - used
 
   measure()  # warm
   return measure
@@ -92,19 +99,24 @@ def make_loop(name: str, members: int, steps: int) -> Callable[[], float]:
 def compare(
   members: int,
   rounds: int,
-  together: Callable[[], float],
-  alone: Callable[[], float],
+  together: Callable[[], Secs],
+  alone: Callable[[], Secs],
 ) -> dict[str, float]:
   """Both in turn; medians, and the ratios of the pairs for one member."""
   pairs = [(together(), alone()) for _ in range(rounds)]
-  ratios = [population / members / run for population, run in pairs]
+  ratios, of_processor = (
+    [population[i] / members / run[i] for population, run in pairs]
+    for i in (0, 1)
+  )
   return {
     'members': members,
-    'population_secs': statistics.median(population for population, _ in pairs),
-    'alone_secs': statistics.median(run for _, run in pairs),
+    'population_secs': statistics.median(p[0] for p, _ in pairs),
+    'alone_secs': statistics.median(run[0] for _, run in pairs),
     'ratio': statistics.median(ratios),
     'ratio_min': min(ratios),
     'ratio_max': max(ratios),
+    'processor_ratio': statistics.median(of_processor),
+    'rounds': rounds,
   }
 
 
@@ -134,13 +146,14 @@ def measure_all(
 def to_markdown(results: dict[str, dict]) -> str:
   """The table of the results."""
   head = (
-    '| config | members | population | run alone | a member over a run |\n'
-    '|---|---|---|---|---|\n'
+    '| config | members | population | run alone | a member over a run | of '
+    "the processor's seconds |\n|---|---|---|---|---|---|\n"
   )
   return head + ''.join(
     f'| {name} | {row["members"]} | {row["population_secs"]:.3g} s '
     f'| {row["alone_secs"]:.3g} s | {row["ratio"]:.3f}x '
-    f'({row["ratio_min"]:.3f} to {row["ratio_max"]:.3f}) |\n'
+    f'({row["ratio_min"]:.3f} to {row["ratio_max"]:.3f}) '
+    f'| {row["processor_ratio"]:.3f}x |\n'
     for name, row in results.items()
   )
 
@@ -151,8 +164,10 @@ def main() -> None:
   parser.add_argument(
     '--quick', action='store_true', help='few steps, no files'
   )
-  quick = parser.parse_args().quick
-  results = measure_all(QUICK, 1) if quick else measure_all(LOOPS, ROUNDS)
+  parser.add_argument('--rounds', type=int, default=5)
+  given = parser.parse_args()
+  quick = given.quick
+  results = measure_all(*((QUICK, 1) if quick else (LOOPS, given.rounds)))
   table = to_markdown(results)
   print(table, end='')
   if quick:

@@ -118,6 +118,7 @@ def test_every_recipe_is_in_the_index():
   [
     ('docs/trainer.md', check.resolve),
     ('docs/training.md', check.resolve),
+    ('docs/populations.md', check.resolve),
     ('docs/comparison.md', comparison_config.resolve),
   ],
 )
