@@ -9,12 +9,14 @@ per second of plain training (RMSProp), how much of the device's peak they are
 (the FLOPs of one gradient, by XLA's cost analysis, times the rate), the bytes
 that a compiled window holds, and the overhead of each estimator over plain
 training and of `self_tuning` over Adam alone. Windows of 8 updates are one
-device call. All variants are run in turn; medians of the rounds, and of the
-rounds' ratios.
+device call. All variants are run in turn, three rounds or more; medians of the
+rounds, and of the rounds' ratios.
 
 The peak is known of some devices, see PEAKS, given by a flag, or left blank.
-Writes benchmarks/results/accelerator_<device>.json and .md; --quick takes tiny
-models and one round, and writes nothing.
+A CPU takes minutes for the transformer of 10M and hours for that of 100M, which
+is left out there unless `--models` names it. Writes
+benchmarks/results/accelerator_<device>.json and .md; --quick takes tiny models
+and one round, and writes nothing.
 """
 
 import argparse
@@ -46,7 +48,8 @@ PEAKS = {
   'TPU v5': 459e12, 'TPU v6': 918e12,
 }  # fmt: skip
 UNROLL_LENGTH = 8
-ROUNDS = 9
+ROUNDS = (3, 9)  # at least, at most
+PATIENCE = 60.0  # seconds for a model's rounds beyond the least
 # d_model, layers, heads
 TRANSFORMERS = {
   'transformer 10M': (512, 3, 8),
@@ -146,10 +149,7 @@ def measure(name: str, peak: float | None, *, quick: bool) -> dict[str, Any]:
     compiled, _ = meta_gradient.compile_step(step, state, model.data)
     held[variant] = meta_gradient.memory(compiled, model.data)
     runs[variant] = [compiled, compiled(state, model.data)]
-  secs: dict[str, list[float]] = {variant: [] for variant in runs}
-  for number in range(1 if quick else ROUNDS):
-    for variant in list(runs)[:: 1 if number % 2 else -1]:
-      secs[variant].append(time_window(runs[variant], model.data))
+  secs = time_in_turn(runs, model.data, quick=quick)
   rate = 1 / statistics.median(secs[PLAIN])
   flops = count_flops(model)
   params = metalr_flax.split(model.make()).params
@@ -166,6 +166,21 @@ def measure(name: str, peak: float | None, *, quick: bool) -> dict[str, Any]:
       for variant, times in secs.items()
     },
   }
+
+
+def time_in_turn(
+  runs: dict[str, list[Any]], data: Any, *, quick: bool
+) -> dict[str, list[float]]:
+  """Seconds of an inner update by variant, one of each round."""
+  secs: dict[str, list[float]] = {variant: [] for variant in runs}
+  least, most = (1, 1) if quick else ROUNDS
+  begun = time.monotonic()
+  for number in range(most):
+    if number >= least and time.monotonic() - begun > PATIENCE:
+      break
+    for variant in list(runs)[:: 1 if number % 2 else -1]:
+      secs[variant].append(time_window(runs[variant], data))
+  return secs
 
 
 def base_of(variant: str) -> str:
@@ -215,13 +230,14 @@ def main() -> None:
   known = ['mlp', 'cnn', *TRANSFORMERS]
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('--quick', action='store_true')
-  parser.add_argument('--models', nargs='+', choices=known, default=known)
+  parser.add_argument('--models', nargs='+', choices=known)
   parser.add_argument('--peak_flops', type=float)
   given = parser.parse_args()
   device = jax.devices()[0]
   peak = given.peak_flops or find_peak(device.device_kind)
+  skipped = () if given.quick or device.platform != 'cpu' else known[-1:]
   rows = {}
-  for name in given.models:
+  for name in given.models or [n for n in known if n not in skipped]:
     rows[name] = measure(name, peak, quick=given.quick)
     print(name, rows[name]['overhead'], flush=True)
   stats = device.memory_stats() or {}
