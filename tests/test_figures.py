@@ -16,6 +16,7 @@ import sys
 import pytest
 
 sys.path.append(str(pathlib.Path(__file__).parents[1] / 'benchmarks'))
+import large_model
 import results
 import scaling
 
@@ -30,6 +31,7 @@ ENGINE = 'docs/meta_gradients.md'
 RELIABILITY = 'docs/reliability.md'
 SCALE = 'docs/scale.md'
 DEVICES = 'docs/devices.md'
+LARGE_MODELS = 'docs/large_models.md'
 
 
 def load(name):
@@ -53,6 +55,7 @@ CONFIGS = load('configs.json')
 STARTS = load('start_up.json')
 STREAMING = load('streaming.json')
 SCALING = load('scaling.json')['rows']
+LARGE = load('large_model.json')
 COST = load('held_out_cost.json')
 BYTES = load('bytes_per_parameter.json')
 START = 1e-5  # where self_tuning starts from any rate above
@@ -236,6 +239,20 @@ def of_eight(way, mesh):
   )
 
 
+def gathered_in_parts():
+  """Trees of params that a program of microbatches gathers."""
+  (row,) = (row for row in LARGE['rows'] if row['role'] == 'shown')
+  return row['compiled']['gathered'] / 4 / row['compiled']['params']
+
+
+CHECKED = {
+  'params': 'number of params',
+  'state': 'memory kept',
+  'gathered': 'gathered',
+  'summed': 'summed',
+  'operations': 'operations',
+  'temporary': 'memory of a running step',
+}
 DROP_INS = {
   'sgd': 'SGD, its rate',
   'sgd, momentum': 'SGD with momentum, its rate',
@@ -294,6 +311,12 @@ FIGURES = [
     for mesh in ((8, 1), (1, 8))
   ),
   (DEVICES, 'param: {:.2f} and {:.2f} eighths', [of_eight('plain', m)[-1] for m in ((8, 1), (1, 8))]),
+  *(
+    (LARGE_MODELS, '| {} | {:.3f} to {:.3f} | {:.0%} |', (what, *large_model.furthest(LARGE['rows'], key), large_model.MARGINS[key]))
+    for key, what in CHECKED.items()
+  ),
+  (LARGE_MODELS, 'all-gathers of {:.1f} times the params', (gathered_in_parts(),)),
+  (LARGE_MODELS, 'XLA compiled {} programs', (len(LARGE['rows']) - 1,)),
   ('docs/streams.md', 'trains on shards at {:.2f} of its speed on examples in memory', (STREAMING['throughput']['median_ratio'],)),
   (README, 'over plain training, any K | {:.2f}x |', (size('forward', '512'),)),
   (README, '(the digits MLP) ends {:.0f} to {:.0f} times above its best constant rate', extremes(ratios('median', 'digits_mlp').values())),
@@ -414,3 +437,20 @@ def test_eight_devices_keep_the_rules_of_their_benchmark():
   worse = [{**row, 'operations': 2 * row['operations']} for row in SCALING]
   worse[0] = SCALING[0]  # one device alone, plain
   assert len(scaling.find_faults(worse)) == 2
+
+
+def test_the_page_of_large_models_shows_its_tables():
+  page = (ROOT / LARGE_MODELS).read_text()
+  billion = json.loads(json.dumps(large_model.apply()))
+  assert billion == LARGE['billion'], 'run benchmarks/large_model.py again'
+  for table in (large_model.memory_table, large_model.time_table):
+    assert '\n'.join(table(billion)) in page
+
+
+def test_the_arithmetic_of_large_models_keeps_its_margins():
+  rows = LARGE['rows']
+  assert large_model.find_faults(rows) == []
+  for key in large_model.MARGINS:
+    wrong = {**rows[0]['compiled'], key: 1.2 * rows[0]['compiled'][key]}
+    worse = [{**rows[0], 'compiled': wrong}, *rows[1:]]
+    assert len(large_model.find_faults(worse)) == 1

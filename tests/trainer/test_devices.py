@@ -30,9 +30,10 @@ def test_the_session_on_eight_devices(request):
 
 
 @pytest.mark.thorough
-def test_the_benchmark_of_scaling_keeps_its_rules():
+@pytest.mark.parametrize('benchmark', ['scaling', 'large_model'])
+def test_a_benchmark_of_compiled_programs_keeps_its_rules(benchmark):
   done = subprocess.run(
-    [sys.executable, 'benchmarks/scaling.py', '--quick'],
+    [sys.executable, f'benchmarks/{benchmark}.py', '--quick'],
     env=runs.environment(),
     cwd=runs.ROOT,
     capture_output=True,
