@@ -1,4 +1,7 @@
-"""The torture's own fixtures: all trials with --full, a tenth with --thorough."""
+"""The torture's own fixtures.
+
+All trials with --full, a twentieth of them with --thorough.
+"""
 
 import harness
 import pytest
@@ -12,7 +15,7 @@ def full(request):
 @pytest.fixture(scope='session')
 def share(request, full):
   """How many of `n` trials to do: a hundredth, unless more were asked for."""
-  part = 10 if request.config.getoption('--thorough') else 100
+  part = 20 if request.config.getoption('--thorough') else 100
   return lambda n: n if full else max(2, n // part)
 
 

@@ -1,6 +1,6 @@
 """Two processes on loopback: the same bits, and none is lost without a word.
 
-A tenth of the kills with --thorough, all 20 of each kind with --full.
+All but the first test are for --full, which has 20 kills and 20 signals.
 """
 
 import random
