@@ -40,6 +40,9 @@ FIRST = (
   'comparison',
 )  # then the commands as processes, and the torture
 
+FAST = ('engine', 'tuning', 'models')
+AS_FOR_USERS = ('test_memory.py', 'test_sharded.py')
+
 
 def pytest_addoption(parser):
   parser.addoption(
@@ -114,6 +117,19 @@ def _memory():
   yield
   jax.clear_caches()
   gc.collect()
+
+
+@pytest.fixture(scope='module', autouse=True)
+def _quick_compilation(request):
+  """Compiles fast where derivatives and values alone are looked at.
+
+  They are the same whatever machine code they take.
+  """
+  path = request.path
+  fast = path.parent.name in FAST and path.name not in AS_FOR_USERS
+  jax.config.update('jax_disable_most_optimizations', fast)
+  yield
+  jax.config.update('jax_disable_most_optimizations', False)
 
 
 @pytest.fixture(scope='session')

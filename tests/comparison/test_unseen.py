@@ -80,6 +80,7 @@ def read_cell(workdir, name):
   return json.loads(path.read_text())
 
 
+@pytest.mark.thorough
 def test_a_run_is_scored_where_its_held_out_loss_was_least(finished):
   """One seed of each, so that the curves are of single runs."""
   config = parse('--config.num_seeds=1', methods('constant'))

@@ -161,6 +161,7 @@ def test_what_never_was_finite_and_a_users_metric_raise_no_alarm():
   assert float(state.model_state['best']) == 1
 
 
+@pytest.mark.thorough
 def test_without_them_there_is_no_alarm():
   for point in POINTS:
     run, start = _make(point, meta_gradient.Estimator(kind='forward'))

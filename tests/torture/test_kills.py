@@ -266,6 +266,7 @@ def test_a_terminal_that_is_closed(tmp_path):
   assert step == len(runs.rows(workdir))
 
 
+@pytest.mark.thorough
 def test_nobody_reads_what_is_printed(tmp_path):
   """On a full disk, say: the run is done and its status says so."""
   with open('/dev/full', 'w') as full:

@@ -146,6 +146,7 @@ def test_a_full_disk(servers, whole, small_disk, tmp_path):
   harness.assert_same(moved, whole)
 
 
+@pytest.mark.thorough
 def test_a_disk_that_somebody_empties(servers, whole, small_disk, tmp_path):
   """Full while the run is on, and room again before it gives up."""
   ballast = small_disk / 'ballast'

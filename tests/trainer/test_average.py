@@ -62,6 +62,7 @@ def test_training_does_not_see_it(workdir, tmp_path):
   assert len(str(caught.value).splitlines()) == 1
 
 
+@pytest.mark.thorough
 def test_a_resumed_run_ends_in_the_same_average(workdir, tmp_path):
   runs.run_here(tmp_path, **{**FIELDS, 'num_outer_steps': 33})
   runs.run_here(tmp_path, **FIELDS)

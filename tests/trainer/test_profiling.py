@@ -22,6 +22,7 @@ def traces(workdir):
   return [*workdir.glob('profile/plugins/profile/*/*.trace.json.gz')]
 
 
+@pytest.mark.thorough
 def test_a_trace_of_some_steps_changes_no_bit(plain, tmp_path, capsys):
   runs.run_here(tmp_path, profile_steps=6, **FIELDS)
   assert f'profile of 6 outer steps: {tmp_path}/profile' in (

@@ -34,6 +34,7 @@ def workdir(tmp_path_factory):
   return path
 
 
+@pytest.mark.thorough
 def test_a_resumed_run_ends_in_the_same_bits(workdir, tmp_path):
   runs.run_here(tmp_path, num_outer_steps=17, **FIELDS)
   runs.run_here(tmp_path, num_outer_steps=40, **FIELDS)

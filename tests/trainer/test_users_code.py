@@ -66,6 +66,7 @@ def test_load_gives_the_trained_module_ready_to_call(trained):
   assert float(schedule(10**6)) == value[-1]
 
 
+@pytest.mark.thorough
 def test_resume_with_dropout_and_batch_norm_is_bit_exact(trained, tmp_path):
   runs.run_here(tmp_path, **{**FIELDS, 'num_outer_steps': 41})
   runs.run_here(tmp_path, **FIELDS)
