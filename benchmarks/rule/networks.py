@@ -11,6 +11,7 @@ import data_sets
 from data_sets import Set
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from problem import Batch
 from problem import draw_from
@@ -109,22 +110,32 @@ def mlp_friedman() -> Problem:
   return on_fixed_data(init, _square, sets, batch=32, floor=MEMORISED)
 
 
-# Convolutional networks with batch norm, by matrix products of 3 x 3 pieces:
-# side by side, with kernels of their own, XLA's convolutions are slow.
+# Convolutional networks with batch norm, by matrix products alone: side by
+# side, with kernels of their own, XLA's convolutions are slow.
 
 
-def _pieces(images: jax.Array, stride: int) -> jax.Array:
-  """3 x 3 neighbourhoods, [B, H, W, C] to [B, H / stride, W / stride, 9 C]."""
-  padded = jnp.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)))
-  height, width = images.shape[1:3]
-  return jnp.concatenate(
-    [
-      padded[:, i : i + height : stride, j : j + width : stride]
-      for i in range(3)
-      for j in range(3)
-    ],
-    -1,
+def _pieces(size: int, stride: int) -> np.ndarray:
+  """Where 3 x 3 pieces of an image lie in it, with zeros around it.
+
+  Args:
+    size: height and width of the image.
+    stride: from one piece to the next.
+
+  Returns:
+    Ones and zeros, [size^2, (size / stride)^2, 9].
+  """
+  places = np.pad(
+    np.eye(size**2).reshape(-1, size, size), [[0, 0], *[[1, 1]] * 2]
   )
+  shifted = [
+    places[:, i : i + size : stride, j : j + size : stride]
+    for i in range(3)
+    for j in range(3)
+  ]
+  return np.stack(shifted, -1).reshape(size**2, -1, 9).astype(np.float32)
+
+
+LAYERS = _pieces(8, 1), _pieces(8, 2)  # of images [8, 8]
 
 
 def _init_conv(key: jax.Array, classes: int) -> Params:
@@ -143,23 +154,24 @@ def _init_conv(key: jax.Array, classes: int) -> Params:
 def _conv(
   params: Params, x: jax.Array, statistics: Any = None
 ) -> tuple[jax.Array, Any]:
-  """Logits of images [B, 8, 8], and the statistics of batch norm.
+  """Logits of images [B, 64], and the statistics of batch norm.
 
   Args:
     params: of `_init_conv`.
     x: the images.
     statistics: means and variances of each layer; those of `x` unless given.
   """
-  x, found = x.reshape(-1, 8, 8, 1), []
+  x, found = x[..., None], []
   for number, (kernel, norm) in enumerate(
     zip(params['conv'], params['norm'], strict=True)
   ):
-    x = _pieces(x, stride=1 + number) @ kernel
-    found.append((x.mean((0, 1, 2)), x.var((0, 1, 2))))
+    pieces = jnp.einsum('bpc,pqk->bqkc', x, LAYERS[number])
+    x = pieces.reshape(*pieces.shape[:2], -1) @ kernel
+    found.append((x.mean((0, 1)), x.var((0, 1))))
     mean, variance = (statistics or found)[number]
     x = (x - mean) * jax.lax.rsqrt(variance + 1e-5)
     x = jax.nn.relu(norm['scale'] * x + norm['bias'])
-  return apply(params['head'], x.mean((1, 2))), found
+  return apply(params['head'], x.mean(1)), found
 
 
 def _conv_problem(sets: tuple[Set, Set], classes: int) -> Problem:
