@@ -66,20 +66,27 @@ class Membership:
       threading.Thread(target=action, daemon=True).start()
     try:
       yield team_lib.Team(self._index, self._count, self._exchange)
-    except errors.MetalrError as error:
-      self._leave(error.status, str(error), error is not self._verdict)
-      raise
     except Exception as error:
-      if isinstance(error, RuntimeError):  # as of a computation another left
-        self._is_known.wait(self._heartbeat_secs + _GRACE_SECS)
-      verdict = self._verdict
-      if verdict is None:
-        self._leave(1, f'{type(error).__name__}: {errors.text_of(error)}', True)
+      reason = self._explain(error)
+      own = reason is error and error is not self._verdict
+      self._leave(*_status_and_line(reason), own)
+      if reason is error:
         raise
-      self._leave(verdict.status, str(verdict), False)
-      raise verdict from error
+      raise reason from error
     else:
       self._leave(0, '', True)
+
+  def _explain(self, error: Exception) -> Exception:
+    """What ends this process: the loss of another one, where that is behind it.
+
+    What another one has left fails before it is known that that one is gone:
+    a computation, with errors of several kinds, and inside of Orbax a save.
+    """
+    in_a_save = _is_not_the_systems(error.__cause__)
+    if isinstance(error, errors.MetalrError) and not in_a_save:
+      return error
+    self._is_known.wait(self._heartbeat_secs + _GRACE_SECS)
+    return self._verdict or error
 
   def _exchange(self, text: str) -> list[str]:
     """See `team.Exchange`."""
@@ -174,6 +181,17 @@ class Membership:
     except OSError:
       if self._index:
         aborts.end(_lost(0))
+
+
+def _is_not_the_systems(error: BaseException | None) -> bool:
+  """Whether it is an OSError that another exception was turned into."""
+  return isinstance(error, OSError) and error.errno is None
+
+
+def _status_and_line(error: Exception) -> tuple[int, str]:
+  if isinstance(error, errors.MetalrError):
+    return error.status, str(error)
+  return 1, f'{type(error).__name__}: {errors.text_of(error)}'
 
 
 def _lost(index: int) -> errors.LostProcessError:

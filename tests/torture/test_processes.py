@@ -169,6 +169,29 @@ def test_a_killed_process_ends_the_other(servers, two, share, tmp_path):
 
 
 @pytest.mark.full
+@pytest.mark.parametrize('victim', [0, 1])
+def test_one_that_dies_in_a_save_is_said_to_be_gone(
+  servers, two, tmp_path, victim
+):
+  """Not that the storage failed: the other one sees Orbax fail."""
+  workdir, other = tmp_path / 'run', 1 - victim
+  fault = {
+    'kind': 'write',
+    'pattern': f'{workdir}/state/*ocdbt.process_{victim}*',
+    'ordinal': 1,
+    'action': 'kill',
+  }
+  trials = loopback.together(
+    servers, workdir, devices=1, **{ORDERS[victim]: {'fault': fault}}
+  )
+  assert trials[victim].status == -signal.SIGKILL, trials
+  assert trials[other].status == 7, trials[other].text
+  assert f'process {victim} is gone' in loopback.line(trials[other].text)
+  finish(servers, workdir, devices=1)
+  assert_same(workdir, two[0])
+
+
+@pytest.mark.full
 def test_a_signal_at_one_process_stops_all(servers, two, share, tmp_path):
   """SIGTERM: all save the same step and end with status 75."""
   expected, secs = two
