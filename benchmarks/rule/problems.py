@@ -11,6 +11,7 @@ import attention
 import convex
 import drifting
 import lightbench
+import lightbench_noisy as noisy
 import networks
 from problem import Problem
 import recurrent
@@ -21,17 +22,17 @@ Make = Callable[[], Problem]
 # By kind, a problem of each half. Of these nobody here made one:
 PUBLISHED: dict[str, tuple[Make, Make]] = {
   'moving target': (
-    lightbench.dynamic_landscape, lightbench.adversarial_gradient
+    noisy.dynamic_landscape, noisy.adversarial_gradient
   ),
   'scales': (lightbench.quadratic_varying_scale, lightbench.layer_wise_scale),
   'steep walls': (
     lightbench.powers_varying_target, lightbench.exploding_gradient
   ),
-  'heavy tails': (lightbench.heavy_tails, lightbench.quadratic_outliers),
+  'heavy tails': (noisy.heavy_tails, noisy.quadratic_outliers),
   'plateau': (lightbench.plateau_navigation, lightbench.scale_invariant),
-  'sparse gradient': (lightbench.sparse_gradient, lightbench.quadratic_sparse),
+  'sparse gradient': (noisy.sparse_gradient, lightbench.quadratic_sparse),
   'valley': (lightbench.rosenbrock, lightbench.beale),
-  'matrices': (lightbench.ill_conditioned, lightbench.noisy_matmul),
+  'matrices': (lightbench.ill_conditioned, noisy.noisy_matmul),
   'step-back': (convex.matrix_factorisation, convex.ridge),
   'logistic': (convex.logistic_digits, convex.logistic_made),
   'raw features': (convex.logistic_wine_raw, convex.logistic_cancer_raw),
@@ -43,7 +44,7 @@ NETWORKS: dict[str, tuple[Make, Make]] = {
   'transformer': (attention.transformer_manual, attention.transformer_code),
   'recurrent': (recurrent.gru_adding, recurrent.gru_manual),
   'autoencoder': (networks.autoencoder_digits, networks.autoencoder_photos),
-  'embedding': (tables.skipgram, lightbench.summod),
+  'embedding': (tables.skipgram, noisy.summod),
   'factors': (tables.recommender, tables.saddle_factorisation),
   'moving function': (drifting.drifting_network, drifting.drifting_regression),
 }
