@@ -36,6 +36,7 @@ import large_model_arithmetic as arithmetic
 from large_model_arithmetic import Model
 from large_model_arithmetic import MODES
 from large_model_arithmetic import Work
+import large_model_report as report
 import optax
 
 import metalr_flax
@@ -76,7 +77,6 @@ MACHINE = arithmetic.Machine(
 )
 GROUP = 8
 WINDOW = 8  # K
-GB, MS = 1e9, 1e-3
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -315,83 +315,6 @@ def apply() -> dict[str, Any]:
   return found
 
 
-def memory_table(billion: dict[str, Any]) -> list[str]:
-  """Lines of the table of GB a device."""
-  first = billion['devices'][next(iter(WORKS))]
-  keys = list(first['plain']['memory'])
-  lines = _head(['devices', 'training', *keys])
-  for devices, modes in billion['devices'].items():
-    for mode, row in modes.items():
-      values = [f'{row["memory"][key] / GB:.2f}' for key in keys]
-      lines.append(_line([devices, mode, *values]))
-  return lines
-
-
-def time_table(billion: dict[str, Any]) -> list[str]:
-  """Lines of the table of what an update receives, and how long it takes."""
-  lines = _head([
-    'devices', 'training', 'gathered, GB', 'summed, GB', 'between groups, GB',
-    'products, ms', 'arrays, ms', 'exchange, ms', f'K = {WINDOW} over plain',
-  ])  # fmt: skip
-  for devices, modes in billion['devices'].items():
-    for mode, row in modes.items():
-      moved = [f'{value / GB:.1f}' for value in row['received'].values()]
-      spent = [f'{value / MS:.1f}' for value in row['seconds'].values()]
-      over = f'{row["over plain"]:.2f}'
-      lines.append(_line([devices, mode, *moved, *spent, over]))
-  return lines
-
-
-def check_table(rows: list[dict[str, Any]]) -> list[str]:
-  """Lines of the table of the arithmetic over the compiled figures."""
-  lines = _head(['program', 'what', *MARGINS])
-  for row in rows:
-    if row['role'] != 'shown':
-      shares = [f'{share(row, key):.3f}' for key in MARGINS]
-      lines.append(_line([row['name'], row['role'], *shares]))
-  return lines
-
-
-def share(row: dict[str, Any], key: str) -> float:
-  """The arithmetic over the compiled figure."""
-  return row['arithmetic'][key] / row['compiled'][key]
-
-
-def furthest(rows: list[dict[str, Any]], key: str) -> tuple[float, float]:
-  """The least and the largest share of the programs that were checked."""
-  shares = [share(row, key) for row in rows if row['role'] == 'checked']
-  return min(shares), max(shares)
-
-
-def _head(names: list[str]) -> list[str]:
-  return [_line(names), '|' + '---|' * len(names)]
-
-
-def _line(cells: list[str]) -> str:
-  return f'| {" | ".join(cells)} |'
-
-
-def to_markdown(rows: list[dict[str, Any]], billion: dict[str, Any]) -> str:
-  """The tables that a person reads."""
-  return '\n'.join([
-    'What they mean: [large_models.md](../../docs/large_models.md). '
-    f'JAX {jax.__version__}. `python benchmarks/large_model.py` makes them.',
-    '',
-    f'## {billion["params"] / 1e9:.2f}B parameters: GB on each device',
-    '',
-    *memory_table(billion),
-    '',
-    '## An update: received by each device, and time',
-    '',
-    *time_table(billion),
-    '',
-    '## The arithmetic over the compiled figures',
-    '',
-    *check_table(rows),
-    '',
-  ])  # fmt: skip
-
-
 def main() -> int:
   """Runs the command line; returns its exit status."""
   parser = argparse.ArgumentParser(description=__doc__)
@@ -406,14 +329,15 @@ def main() -> int:
     print(rows[-1], flush=True)
     jax.clear_caches()
   billion = apply()
-  print(to_markdown(rows, billion))
+  table = report.to_markdown(rows, billion, margins=MARGINS, window=WINDOW)
+  print(table)
   faults = find_faults(rows)
   print('\n'.join(faults) or 'the arithmetic is within its margins')
   if not quick:
     found = {'jax': jax.__version__, 'rows': rows, 'billion': billion}
     path = RESULTS / 'large_model.json'
     path.write_text(json.dumps(found) + '\n')
-    path.with_suffix('.md').write_text(to_markdown(rows, billion))
+    path.with_suffix('.md').write_text(table)
   return int(bool(faults))
 
 
