@@ -40,8 +40,9 @@ FIRST = (
   'comparison',
 )  # then the commands as processes, and the torture
 
+# Compiled fast, see `_quick_compilation`; but these look at what is compiled.
 FAST = ('engine', 'tuning', 'models')
-AS_FOR_USERS = ('test_memory.py', 'test_sharded.py')
+AS_FOR_USERS = ('test_memory.py',)
 
 
 def pytest_addoption(parser):

@@ -94,6 +94,21 @@ def started(argv, **options):
       process.kill()
 
 
+def script(*argv, **variables):
+  """What a Python script prints, which ends well; with variables of its own."""
+  done = subprocess.run(
+    [sys.executable, *argv],
+    env={**environment(), **variables},
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    timeout=LIMIT,
+    check=False,
+  )
+  assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-3000:]
+  return done.stdout
+
+
 def training(workdir, config='default', *, pipesize=-1, **fields):
   """A training process; it waits where its pipe is full of lines."""
   argv = command(workdir, config, **fields)

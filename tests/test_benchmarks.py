@@ -1,32 +1,22 @@
 """Benchmarks run: their quick form, on what every machine has."""
 
-import subprocess
-import sys
-
 import pytest
 import runs
 
 pytestmark = pytest.mark.thorough
 
 
-def run(*argv):
-  """What a benchmark prints."""
-  done = subprocess.run(
-    [sys.executable, *argv],
-    env=runs.environment(),
-    cwd=runs.ROOT,
-    capture_output=True,
-    text=True,
-    timeout=runs.LIMIT,
-    check=False,
-  )
-  assert done.returncode == 0, done.stderr
-  return done.stdout
+@pytest.mark.parametrize('name', ['scaling', 'large_model'])
+def test_compiled_programs_keep_the_rules(name):
+  """The script's own status says so."""
+  runs.script(f'benchmarks/{name}.py', '--quick')
 
 
 def test_a_device_is_measured_with_each_estimator():
-  """Time and memory over plain training are numbers; plain is 1 by itself."""
-  printed = run('benchmarks/accelerator.py', '--quick', '--models', 'mlp')
+  """Time and memory over plain training are numbers."""
+  printed = runs.script(
+    'benchmarks/accelerator.py', '--quick', '--models', 'mlp'
+  )
   device, head, row = (
     line for line in printed.splitlines() if line[:3] in ('cpu', '| m')
   )
@@ -37,3 +27,12 @@ def test_a_device_is_measured_with_each_estimator():
     time, memory = map(float, cell.split('/'))
     assert time > 0
     assert memory > 1
+
+
+def test_members_are_compared_with_their_runs():
+  printed = runs.script('benchmarks/population.py', '--quick')
+  rows = [line for line in printed.splitlines() if '| 4 |' in line]
+  assert [row.split('|')[1].strip() for row in rows] == [
+    'default, the whole command',
+    'default, the training loop',
+  ]

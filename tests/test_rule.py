@@ -1,7 +1,6 @@
 """The harness in benchmarks/rule: its problems, its cells, its command."""
 
 import functools
-import subprocess
 import sys
 
 import jax
@@ -67,11 +66,7 @@ def is_finite(tree):
   return all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(tree))
 
 
-@tiers.parametrize(
-  'name',
-  problems.KINDS,
-  ['rosenbrock'],
-)
+@tiers.parametrize('name', problems.KINDS, ['rosenbrock'])
 def test_a_problem_can_be_trained_and_judged(name):
   found, params, batch = start(name)
   loss, grads = jax.jit(jax.value_and_grad(found.loss))(params, batch)
@@ -278,22 +273,8 @@ def test_the_command_goes_on_where_it_was(tmp_path):
   path = tmp_path / 'quick.csv'
 
   def run(file, *arguments):
-    done = subprocess.run(
-      [
-        sys.executable,
-        f'benchmarks/rule/{file}.py',
-        f'--csv={path}',
-        *arguments,
-      ],
-      env=runs.environment(),
-      cwd=runs.ROOT,
-      capture_output=True,
-      text=True,
-      timeout=runs.LIMIT,
-      check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+    script = f'benchmarks/rule/{file}.py'
+    return runs.script(script, f'--csv={path}', *arguments)
 
   only = '--methods=constant,today', '--optimizers=sgd'
   assert run('run', '--quick', *only).startswith('8 cells to run')

@@ -3,8 +3,6 @@
 import csv
 import json
 import re
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -323,22 +321,3 @@ def test_killed_and_run_again_it_ends_in_the_same_bits(workdir, tmp_path):
         break
   runs.run(cut, **fields)
   runs.assert_same_run(cut, tmp_path / 'whole')
-
-
-@pytest.mark.thorough
-def test_the_benchmark_compares_members_with_their_runs():
-  done = subprocess.run(
-    [sys.executable, 'benchmarks/population.py', '--quick'],
-    env=runs.environment(),
-    cwd=runs.ROOT,
-    capture_output=True,
-    text=True,
-    timeout=runs.LIMIT,
-    check=False,
-  )
-  assert done.returncode == 0, done.stderr
-  rows = [line for line in done.stdout.splitlines() if '| 4 |' in line]
-  assert [row.split('|')[1].strip() for row in rows] == [
-    'default, the whole command',
-    'default, the training loop',
-  ]

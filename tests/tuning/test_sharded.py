@@ -1,9 +1,6 @@
 """The drop-in on eight devices: params spread, and data-parallel loops."""
 
 import json
-import pathlib
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -32,7 +29,6 @@ tx = metalr_flax.self_tuning(
   optax.inject_hyperparams(optax.adamw)(1e-3, weight_decay=1e-2),
   learned=['learning_rate', 'weight_decay'],
 )
-ROUNDS = 40
 
 
 def loss_fn(params, batch):
@@ -54,7 +50,7 @@ def step(params, opt_state, batch, held_out, i, mean=lambda tree: tree):
 def train(step, params, place):
   opt_state = jax.jit(tx.init)(params)
   batch, held_out = place((x[:32], y[:32])), place((x[32:], y[32:]))
-  for i in range(ROUNDS):
+  for i in range(40):
     # One at a time: several in flight may wait for each other on few cores.
     params, opt_state = jax.block_until_ready(
       step(params, opt_state, batch, held_out, i)
@@ -127,21 +123,8 @@ CASES = [  # and whether held-out gradients are given
 
 @pytest.fixture(scope='module')
 def ends():
-  environment = {
-    **runs.environment(),
-    'XLA_FLAGS': '--xla_force_host_platform_device_count=8',
-    'JAX_PLATFORMS': 'cpu',
-  }
-  process = subprocess.run(
-    [sys.executable, '-c', PROGRAM],
-    env=environment,
-    cwd=pathlib.Path(__file__).parent,
-    capture_output=True,
-    text=True,
-    check=False,
-  )
-  assert process.returncode == 0, process.stderr[-2000:]
-  return json.loads(process.stdout)
+  devices = '--xla_force_host_platform_device_count=8'
+  return json.loads(runs.script('-c', PROGRAM, XLA_FLAGS=devices))
 
 
 @pytest.mark.parametrize(('way', 'held_out'), CASES)
