@@ -6,6 +6,7 @@ After a benchmark ran again these tests say what to write.
 """
 
 import csv
+import itertools
 import json
 import math
 import pathlib
@@ -222,6 +223,22 @@ def trainer_bytes(name):
   return *row['kept'].values(), *row['running'].values()
 
 
+def moved(way, axis):
+  """Bytes that 8 devices move: whole, shared and a device's, in MB.
+
+  The whole ones over the params last.
+  """
+  (found,) = (
+    each
+    for each in scaling.split_bytes(SCALING)
+    if (each.way, each.axis) == (way, axis)
+  )
+  whole, shared = found.whole, found.shared
+  own = whole + shared / 8
+  params = 4 * SCALING[0]['params']
+  return whole / 1e6, shared / 1e6, own / 1e6, whole / params
+
+
 def of_eight(way, mesh):
   """A device of 8: operations, memory, and what is exchanged, in MB."""
   alone, row = (
@@ -311,7 +328,15 @@ FIGURES = [
     for name, way in (('none, plain training', 'plain'), ('without the Hessian, online', 'no Hessian, online'))
     for mesh in ((8, 1), (1, 8))
   ),
-  (DEVICES, 'param: {:.2f} and {:.2f} eighths', [of_eight('plain', m)[-1] for m in ((8, 1), (1, 8))]),
+  (DEVICES, 'falls less: {:.2f} and {:.2f} eighths', [of_eight('plain', m)[-1] for m in ((8, 1), (1, 8))]),
+  *(
+    (DEVICES, f'| {name} | `{axis}` | {{:.1f}} | {{:.1f}} | {{:.1f}} |', moved(way, axis)[:3])
+    for axis in ('data', 'model')
+    for name, way in (('none, plain training', 'plain'), ('without the Hessian, online', 'no Hessian, online'))
+  ),
+  (DEVICES, 'all params: {:.1f} times their bytes in plain training, {:.1f} times with tangents', [moved(way, 'data')[3] for way in ('plain', 'no Hessian, online')]),
+  *((DEVICES, '{:.1f} times the params in either', moved(way, 'model')[3:]) for way in ('plain', 'no Hessian, online')),
+  *((DEVICES, 'part falls, {:.1f} MB in either', moved(way, 'data')[1:2]) for way in ('plain', 'no Hessian, online')),
   *(
     (LARGE_MODELS, '| {} | {:.3f} to {:.3f} | {:.0%} |', (what, *large_model_report.furthest(LARGE['rows'], key), large_model.MARGINS[key]))
     for key, what in CHECKED.items()
@@ -438,6 +463,25 @@ def test_eight_devices_keep_the_rules_of_their_benchmark():
   worse = [{**row, 'operations': 2 * row['operations']} for row in SCALING]
   worse[0] = SCALING[0]  # one device alone, plain
   assert len(scaling.find_faults(worse)) == 2
+
+
+def test_bytes_that_neither_fall_nor_stay_are_a_fault():
+  assert len(scaling.split_bytes(SCALING)) == 4
+  for mesh, off in itertools.product(([4, 1], [1, 4]), (0.99, 1.01)):
+    wrong = [
+      {**row, 'bytes_moved': row['bytes_moved'] * off}
+      if (row['way'], row['mesh']) == ('plain', mesh)
+      else row
+      for row in SCALING
+    ]
+    (fault,) = scaling.find_faults(wrong)
+    assert 'plain, along' in fault
+
+
+def test_the_table_of_scaling_is_of_its_figures():
+  table = (RESULTS / 'scaling.md').read_text()
+  of_jax = load('scaling.json')['jax']
+  assert scaling.to_markdown(SCALING, of_jax) == table
 
 
 def test_the_page_of_large_models_shows_its_tables():
