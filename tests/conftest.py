@@ -2,7 +2,8 @@
 
 Warnings are errors, and nothing is broadcast silently. What a session compiles
 is kept in a folder of its own until it ends, for tests and processes that
-compile the same program again; a warm cache changes no bit.
+compile the same program again; a warm cache changes no bit. XLA's older code
+for a CPU, which comes at half the time, is run but with --full.
 """
 
 import gc
@@ -41,8 +42,9 @@ FIRST = (
 )  # then the commands as processes, and the torture
 
 # Compiled fast, see `_quick_compilation`; but these look at what is compiled.
-FAST = ('engine', 'tuning', 'models')
+FAST = ('engine', 'tuning', 'models', 'comparison')
 AS_FOR_USERS = ('test_memory.py',)
+OLDER = '--xla_cpu_use_fusion_emitters=false'
 
 
 def pytest_addoption(parser):
@@ -73,6 +75,9 @@ def pytest_configure(config):
   jax.config.update(
     'jax_platforms', os.environ.setdefault('JAX_PLATFORMS', 'cpu')
   )
+  flags = os.environ.get('XLA_FLAGS', '')
+  if OLDER not in flags and not config.option.full:
+    os.environ['XLA_FLAGS'] = f'{flags} {OLDER}'.strip()
   # One folder for all processes of a session (`pytest -n auto`).
   config.compiled = (
     os.environ['JAX_COMPILATION_CACHE_DIR']
@@ -128,9 +133,15 @@ def _quick_compilation(request):
   """
   path = request.path
   fast = path.parent.name in FAST and path.name not in AS_FOR_USERS
-  jax.config.update('jax_disable_most_optimizations', fast)
+  _disable_most_optimizations(fast)
   yield
-  jax.config.update('jax_disable_most_optimizations', False)
+  _disable_most_optimizations(False)
+
+
+def _disable_most_optimizations(value):
+  """Here, and in the processes that are started."""
+  jax.config.update('jax_disable_most_optimizations', value)
+  os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] = str(int(value))
 
 
 @pytest.fixture(scope='session')

@@ -1,6 +1,7 @@
 """The drop-in on eight devices: params spread, and data-parallel loops."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -124,7 +125,8 @@ CASES = [  # and whether held-out gradients are given
 @pytest.fixture(scope='module')
 def ends():
   devices = '--xla_force_host_platform_device_count=8'
-  return json.loads(runs.script('-c', PROGRAM, XLA_FLAGS=devices))
+  flags = f'{os.environ.get("XLA_FLAGS", "")} {devices}'
+  return json.loads(runs.script('-c', PROGRAM, XLA_FLAGS=flags))
 
 
 @pytest.mark.parametrize(('way', 'held_out'), CASES)
