@@ -68,6 +68,7 @@ def test_what_cannot_be_audited_is_refused(fields, says, capsys):
   assert says in capsys.readouterr().err
 
 
+@pytest.mark.thorough
 def test_as_a_command():
   line = [sys.executable, '-m', 'metalr_flax.audit', *arguments('default')]
   done = subprocess.run(

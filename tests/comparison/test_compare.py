@@ -18,6 +18,7 @@ import optax
 import pages
 import pytest
 import runs
+import tiers
 
 from metalr_flax import compare
 from metalr_flax import errors
@@ -210,8 +211,11 @@ def test_the_page_in_a_browser(finished):
     assert seen.near((255, 127, 14), 60) > 300, name
 
 
-@pytest.mark.parametrize(
-  'backend', ['module://matplotlib_inline.backend_inline', 'pdf', '']
+INLINE = 'module://matplotlib_inline.backend_inline'
+
+
+@tiers.parametrize(
+  'backend', [INLINE, 'pdf', ''], [INLINE], key=lambda name: name or 'none'
 )
 def test_pictures_do_not_depend_on_the_backend_that_jupyter_names(backend):
   """It does so for every process that it starts."""

@@ -26,7 +26,7 @@ EXACT = {
   'reverse_sqrt': Estimator(remat='sqrt'),
   'forward': Estimator(kind='forward'),
 }
-# All four estimators; RMSprop's derivatives are test_meta_gradient's.
+# RMSprop's derivatives are test_meta_gradient's, by all four estimators.
 QUICK = ('adamw',)
 by_case = tiers.parametrize(
   'case', cases.CASES, QUICK, key=lambda case: case.name
@@ -54,11 +54,19 @@ def gradient_of(estimator, state, parts):
 
 @by_case
 def test_exact_estimators_equal_finite_differences(x64, case):
+  check_exact(case, ('reverse', 'forward'))
+
+
+@pytest.mark.thorough
+def test_remat_equals_finite_differences(x64):
+  """It is the same for every optimizer."""
+  check_exact(cases.BY_NAME['adamw'], ('reverse_step', 'reverse_sqrt'))
+
+
+def check_exact(case, names):
   parts, state = cases.start(case, EXACT['reverse'])
   differences, loss = finite_difference(parts, state)
   assert all(abs(d) > 1e-9 for d in differences), 'the effect is measurable'
-  # Remat is the same for every optimizer.
-  names = EXACT if case.name == 'adamw' else ('reverse', 'forward')
   for estimator in (EXACT[name] for name in names):
     gradient, _, metrics = jax.jit(
       lambda s, e=estimator: e(s.eta, s.carry, parts)

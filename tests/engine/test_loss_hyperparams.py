@@ -83,7 +83,7 @@ SLOW = pytest.mark.thorough
   [
     (FORWARD, 3, 'adam', None),
     pytest.param(FORWARD, 3, 'sgd', LABELS, marks=SLOW),
-    (REVERSE, 3, 'adam', LABELS),
+    pytest.param(REVERSE, 3, 'adam', LABELS, marks=SLOW),
     pytest.param(
       meta_gradient.Estimator(remat='sqrt'), 3, 'sgd', None, marks=SLOW
     ),

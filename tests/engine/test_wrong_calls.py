@@ -353,18 +353,23 @@ def differences(values, **changes):
   return references.differences(loss, state.eta)
 
 
+SLOW = pytest.mark.thorough
+
+
 @pytest.mark.parametrize(
   ('values', 'changes'),
   [
     (LATE, late_changes),  # within three updates
-    (BY_GROUP, mixed_changes),
-    (RATE, lambda: {'tx': grouped(name='adam')}),  # one rate for tx's groups
-    (
+    pytest.param(BY_GROUP, mixed_changes, marks=SLOW),
+    # One rate for tx's groups.
+    pytest.param(RATE, lambda: {'tx': grouped(name='adam')}, marks=SLOW),
+    pytest.param(
       {**RATE, 'max_norm': 0.5},  # two stages, each with what is its own
       lambda: {
         'tx': two_stages(optax.clip_by_global_norm, value=0.5),
         'bijections': {**LOG, 'max_norm': 'log'},
       },
+      marks=SLOW,
     ),
   ],
   ids=['late', 'mixed', 'shared', 'two stages'],

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import runs
+import tiers
 
 from metalr_flax.config import check
 from metalr_flax.models import cnn
@@ -358,7 +359,7 @@ def _mean_square(model, tokens):
   return jnp.mean(model(tokens) ** 2), {}
 
 
-@pytest.mark.parametrize('remat', ['dots', 'full'])
+@tiers.parametrize('remat', ['dots', 'full'], ['dots'])
 def test_what_is_computed_again_changes_no_derivative(remat):
   """Nor what dropout draws; each block is a part of its own."""
   tokens = _tokens(2, 7)

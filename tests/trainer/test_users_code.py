@@ -97,6 +97,7 @@ def test_bfloat16_weights_train_save_and_resume(tmp_path):
   runs.assert_same_run(cut, whole)
 
 
+@pytest.mark.thorough
 def test_load_of_a_run_that_is_not_finished(tmp_path):
   """Its schedule ends where its newest checkpoint does."""
   fields = {'num_outer_steps': 10**6, 'checkpoint_every': 1000}
@@ -145,12 +146,15 @@ def test_divergence_names_the_step_and_the_checkpoint(tmp_path):
   assert len(runs.rows(tmp_path)) == step - 1
 
 
+SLOW = pytest.mark.thorough
+
+
 @pytest.mark.parametrize(
   ('task', 'objective', 'said'),
   [
     ('users_code:Plane', 'held_out', True),
-    ('users_code:Bare', 'held_out', True),
-    ('users_code:Plane', 'online', False),
+    pytest.param('users_code:Bare', 'held_out', True, marks=SLOW),
+    pytest.param('users_code:Plane', 'online', False, marks=SLOW),
     ('users_code:Apart', 'held_out', False),
   ],
 )
