@@ -28,15 +28,23 @@ def servers(tmp_path_factory):
 
 
 @pytest.fixture(scope='session')
-def whole(servers, tmp_path_factory):
-  """What an uninterrupted run leaves behind, and how long it takes."""
-  workdir = tmp_path_factory.mktemp('whole')
-  trial = servers.run(workdir)
+def uninterrupted(servers, tmp_path_factory):
+  """A run's workdir, to be looked at only, and the log of its operations."""
+  folder = tmp_path_factory.mktemp('uninterrupted')
+  workdir, log = folder / 'run', folder / 'log'
+  trial = servers.run(workdir, fault={'log': str(log), 'pattern': '/*'})
   assert trial.status == 0, trial
-  return {**harness.remains(workdir)}
+  return workdir, log
 
 
 @pytest.fixture(scope='session')
-def secs(servers, tmp_path_factory):
-  """How long an uninterrupted run takes."""
+def whole(uninterrupted):
+  """What an uninterrupted run leaves behind."""
+  workdir, _ = uninterrupted
+  return harness.remains(workdir)
+
+
+@pytest.fixture(scope='session')
+def secs(servers, whole, tmp_path_factory):
+  """How long an uninterrupted run takes that compiles nothing any more."""
   return servers.run(tmp_path_factory.mktemp('timed')).secs

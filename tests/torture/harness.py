@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 import runs
@@ -50,36 +51,47 @@ def build_shim(folder):
 
 
 class Servers:
-  """Two processes that fork a run for each trial."""
+  """At most two processes that fork a run for each trial."""
 
   def __init__(self, folder, library):
     self.folder = folder
     self._number = iter(range(10**9))
-    environment = {
-      **runs.environment(),
+    inherited = runs.environment()
+    self._environment = {
+      **inherited,
       'LD_PRELOAD': str(library),
       'MPLCONFIGDIR': str(folder),
-      # Compiled once: a warm cache changes no bit.
-      'JAX_COMPILATION_CACHE_DIR': str(folder / 'compiled'),
+      # Compiled once for all workers: a warm cache changes no bit. What a kill
+      # has torn of it is not for other tests.
+      'JAX_COMPILATION_CACHE_DIR': (
+        f'{inherited["JAX_COMPILATION_CACHE_DIR"]}/torture'
+      ),
       'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
-      'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '-1',
     }
-    self._all = [
-      subprocess.Popen(
-        [sys.executable, HERE / 'server.py'],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=runs.ROOT,
-        env=environment,
-        start_new_session=True,
-      )
-      for _ in range(2)
-    ]
+    self._all = []
     self._free = queue.Queue()
-    for process in self._all:
-      assert process.stdout.readline() == 'ready\n'
-      self._free.put(process)
+    self._lock = threading.Lock()
+
+  def _take(self):
+    """A process that is free, the second of them started when it is needed."""
+    with self._lock:
+      if self._free.empty() and len(self._all) < 2:
+        return self._start()
+    return self._free.get()
+
+  def _start(self):
+    process = subprocess.Popen(
+      [sys.executable, HERE / 'server.py'],
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+      text=True,
+      cwd=runs.ROOT,
+      env=self._environment,
+      start_new_session=True,
+    )
+    self._all.append(process)
+    assert process.stdout.readline() == 'ready\n'
+    return process
 
   def run(
     self,
@@ -106,7 +118,7 @@ class Servers:
       'output': str(output),
       'fault': fault,
     }
-    process = self._free.get()
+    process = self._take()
     try:
       print(json.dumps(order), file=process.stdin, flush=True)
       answer = json.loads(process.stdout.readline())
@@ -209,22 +221,22 @@ def finish(servers, workdir, fields=None):
   return trial
 
 
-def operations(servers, folder):
+def read_operations(workdir, log):
+  """All operations of a run on its workdir: (kind, path within it)."""
+  lines = [line.split(' ', 1) for line in log.read_text().splitlines()]
+  inside = f'{workdir}/'
+  return [(k, p.removeprefix(inside)) for k, p in lines if p.startswith(inside)]
+
+
+def operations(workdir, log):
   """A run's file operations: [kind, pattern of the path, ordinal]."""
-  log = folder / 'operations'
-  workdir = folder / 'counted'
-  trial = servers.run(workdir, fault={'log': str(log)})
-  assert trial.status == 0, trial
   seen = collections.Counter()
   found = []
-  for line in log.read_text().splitlines():
-    kind, path = line.split(' ', 1)
+  for kind, path in read_operations(workdir, log):
     if kind == 'openread':
       continue
     # Names made of a time, a process or a random number differ by run.
-    pattern = re.sub(
-      r'[0-9a-f]{16,}|\d{6,}[^/]*', '*', path.split('counted')[1]
-    )
+    pattern = re.sub(r'[0-9a-f]{16,}|\d{6,}[^/]*', '*', f'/{path}')
     seen[kind, pattern] += 1
     found.append((kind, pattern, seen[kind, pattern]))
   return found

@@ -120,9 +120,9 @@ def _junk_beside(draw, state):
 
 
 @pytest.fixture(scope='module')
-def saved(servers, tmp_path_factory):
-  workdir = tmp_path_factory.mktemp('corrupted')
-  harness.finish(servers, workdir)
+def saved(uninterrupted):
+  """A finished run's workdir, to be copied, and a state like its own."""
+  workdir, _ = uninterrupted
   config = folder.read_config(workdir)
   with build.randomness(config):
     yield workdir, build.build(config).init_state()

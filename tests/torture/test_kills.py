@@ -16,8 +16,10 @@ import tiers
 
 
 @pytest.mark.thorough
-def test_kills_at_file_operations(servers, whole, share, tmp_path):
-  found = harness.operations(servers, tmp_path)
+def test_kills_at_file_operations(
+  servers, uninterrupted, whole, share, tmp_path
+):
+  found = harness.operations(*uninterrupted)
   count = share(200)
   chosen = harness.spread(found, count)
 
@@ -141,9 +143,11 @@ def test_signals_in_every_phase(servers, whole, secs, share, tmp_path):
 
 
 @pytest.mark.thorough
-def test_signals_at_file_operations(servers, whole, share, full, tmp_path):
+def test_signals_at_file_operations(
+  servers, uninterrupted, whole, share, full, tmp_path
+):
   """In the midst of steps, saves, evaluations and the exit, of 60 each way."""
-  found = harness.operations(servers, tmp_path)
+  found = harness.operations(*uninterrupted)
   count = share(60)
   chosen = harness.spread(found, count)
   stopped_at = []

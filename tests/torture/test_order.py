@@ -6,19 +6,15 @@ operations can.
 
 import re
 
+import harness
 import pytest
 
 
 @pytest.fixture(scope='module')
-def operations(servers, tmp_path_factory):
-  """All operations of a run on its workdir: (kind, path within it)."""
-  folder = tmp_path_factory.mktemp('order')
-  workdir, log = folder / 'run', folder / 'log'
-  trial = servers.run(workdir, fault={'log': str(log)})
-  assert trial.status == 0, trial
-  lines = [line.split(' ', 1) for line in log.read_text().splitlines()]
+def operations(uninterrupted):
   # TensorStore's own directories come with a slash at their end.
-  return [(k, p.split('/run/', 1)[1].rstrip('/')) for k, p in lines]
+  found = harness.read_operations(*uninterrupted)
+  return [(kind, path.rstrip('/')) for kind, path in found]
 
 
 def _places(operations, kind, pattern):

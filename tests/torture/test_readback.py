@@ -7,6 +7,7 @@ from etils import epath
 import jax
 import pytest
 import runs
+import tiers
 
 from metalr_flax import errors
 from metalr_flax.workdir import arrays
@@ -77,7 +78,9 @@ def _restores(folder, state):
     return False
 
 
-@pytest.mark.parametrize('damage', [_gone, _cut])
+@tiers.parametrize(
+  'damage', [_gone, _cut], ['_gone'], key=lambda damage: damage.__name__
+)
 def test_every_file_that_a_restore_needs_is_read(state, tmp_path, damage):
   """By the cheap look alone, which every checkpoint gets."""
   whole, folder = tmp_path / 'whole', tmp_path / 'damaged'
