@@ -56,7 +56,7 @@ def pytest_addoption(parser):
   parser.addoption(
     '--full',
     action='store_true',
-    help='--thorough, all trials of tests/torture and all pairs of devices',
+    help='--thorough, what repeats it, and all trials of tests/torture',
   )
 
 

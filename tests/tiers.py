@@ -3,7 +3,7 @@
 import pytest
 
 
-def parametrize(argument, values, quick, *, key=str):
+def parametrize(argument, values, quick, *, key=str, full=()):
   """`pytest.mark.parametrize`, with all values but the quick ones thorough.
 
   Args:
@@ -11,18 +11,22 @@ def parametrize(argument, values, quick, *, key=str):
     values: all of them.
     quick: the keys of those that every session tries.
     key: from a value to its key, which is the test's id.
+    full: the keys of those that repeat others and are left to `--full`.
   """
   keys = [key(value) for value in values]
-  missing = {*map(str, quick)} - {*keys}
+  quick, full = ([*map(str, names)] for names in (quick, full))
+  missing = {*quick, *full} - {*keys}
   assert not missing, missing
+
+  def marks(name):
+    if name in full:
+      return pytest.mark.full
+    return [] if name in quick else pytest.mark.thorough
+
   return pytest.mark.parametrize(
     argument,
     [
-      pytest.param(
-        value,
-        id=name,
-        marks=[] if name in [*map(str, quick)] else pytest.mark.thorough,
-      )
+      pytest.param(value, id=name, marks=marks(name))
       for value, name in zip(values, keys, strict=True)
     ],
   )

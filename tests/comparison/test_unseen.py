@@ -244,12 +244,15 @@ def reference_loop(arena, make_tx, updates, *, held_out):
   return params, metalr_flax.hyperparams_of(opt_state)
 
 
-@pytest.mark.thorough
 @pytest.mark.parametrize(
   ('optimizer', 'learned'),
   [
-    ('adamw', ['learning_rate', 'weight_decay']),
-    pytest.param('sgd', ['learning_rate'], marks=pytest.mark.thorough),
+    pytest.param(
+      'adamw',
+      ['learning_rate', 'weight_decay'],
+      marks=pytest.mark.thorough,
+    ),
+    pytest.param('sgd', ['learning_rate'], marks=pytest.mark.full),
   ],
 )
 def test_self_tuning_is_given_held_out_gradients(optimizer, learned):

@@ -91,11 +91,19 @@ def test_online_objective_equals_finite_differences(x64, name):
 GROUPS = {'w1': 'matrix', 'b1': 'vector', 'w2': 'vector', 'embedding': 'vector'}
 
 
-@tiers.parametrize('labels', ['kinds', 'per_leaf'], ['kinds'])
 @tiers.parametrize(
-  'name', ['momentum', 'adamw', 'surrounded_adamw'], ['momentum']
+  'case',
+  [
+    (name, labels)
+    for name in ('momentum', 'adamw', 'surrounded_adamw')
+    for labels in ('kinds', 'per_leaf')
+  ],
+  ['momentum-kinds'],
+  key='-'.join,
+  full=['momentum-per_leaf', 'adamw-per_leaf', 'surrounded_adamw-kinds'],
 )
-def test_groups_equal_finite_differences(x64, name, labels):
+def test_groups_equal_finite_differences(x64, case):
+  name, labels = case
   per_leaf = optimizers.label_leaves(cases.params())
   labels = per_leaf if labels == 'per_leaf' else GROUPS
   parts, state = cases.start(
@@ -108,8 +116,12 @@ def test_groups_equal_finite_differences(x64, name, labels):
     assert_equals_difference(gradient, differences, loss)
 
 
-@pytest.mark.thorough
-@pytest.mark.parametrize('name', ['nesterov', 'rmsprop', 'adam', 'lamb'])
+@tiers.parametrize(
+  'name',
+  ['nesterov', 'rmsprop', 'adam', 'lamb'],
+  [],
+  full=['nesterov', 'rmsprop'],
+)
 def test_estimators_agree_in_float32(name):
   case = cases.BY_NAME[name]
   parts, state = cases.start(case, EXACT['reverse'])
@@ -235,10 +247,19 @@ def test_without_curvature_one_tree_serves_all_groups():
     np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.thorough
-@pytest.mark.parametrize('curvature', ['none', 'subsample'])
-@pytest.mark.parametrize('objective', ['held_out', 'online'])
-def test_approximations_agree_between_modes(x64, curvature, objective):
+@tiers.parametrize(
+  'case',
+  [
+    (objective, curvature)
+    for objective in ('held_out', 'online')
+    for curvature in ('none', 'subsample')
+  ],
+  [],
+  key='-'.join,
+  full=['held_out-none', 'online-subsample'],
+)
+def test_approximations_agree_between_modes(x64, case):
+  objective, curvature = case
   estimators = [
     Estimator(kind=kind, curvature=curvature, objective=objective)
     for kind in ('reverse', 'forward')

@@ -93,7 +93,11 @@ def test_faults_while_a_run_is_resumed(servers, whole, share, tmp_path):
 @pytest.mark.thorough
 @pytest.mark.parametrize(
   ('number', 'persistent'),
-  [(errno.EIO, False), (errno.ENOSPC, True), (errno.EROFS, True)],
+  [
+    (errno.EIO, False),
+    (errno.ENOSPC, True),
+    pytest.param(errno.EROFS, True, marks=pytest.mark.full),
+  ],
 )
 def test_a_fault_before_anything_is_imported(
   servers, whole, tmp_path, number, persistent

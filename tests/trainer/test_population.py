@@ -264,8 +264,9 @@ DIGITS = {
 }
 
 
-@pytest.mark.thorough
-@pytest.mark.parametrize('config', ['digits_mlp', 'digits_regularized'])
+@tiers.parametrize(
+  'config', ['digits_mlp', 'digits_regularized'], [], full=['digits_mlp']
+)
 def test_seeds_of_digits_are_their_runs_alone(config, tmp_path):
   """Epochs, an average, kept tangents, groups of hyperparameters."""
   fields = {**DIGITS, 'seed': 5, 'population': {'seed': 2}}
@@ -305,7 +306,7 @@ def test_members_share_the_data_and_shuffle_once_an_epoch():
                  for shape in shapes)  # fmt: skip
 
 
-@pytest.mark.thorough
+@pytest.mark.full
 def test_killed_and_run_again_it_ends_in_the_same_bits(workdir, tmp_path):
   """SIGTERM, then SIGKILL, each in the middle."""
   fields = {**FIELDS, 'num_outer_steps': 3000, 'eval_every': 100}

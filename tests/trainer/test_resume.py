@@ -58,7 +58,7 @@ def test_rows_after_the_checkpoint_are_written_again(once, tmp_path):
   assert not (tmp_path / 'events.out.tfevents.1.other.1.0').exists()
 
 
-@pytest.mark.thorough
+@pytest.mark.full
 def test_digits_resumed_off_every_cadence(tmp_path, monkeypatch):
   """In processes of their own, each of which compiles it anew."""
   monkeypatch.setenv('JAX_ENABLE_COMPILATION_CACHE', 'false')

@@ -51,8 +51,9 @@ ONLINE = {
 }
 
 
-@pytest.mark.thorough
-@pytest.mark.parametrize('curvature', ['exact', 'subsample', 'none'])
+@tiers.parametrize(
+  'curvature', ['exact', 'subsample', 'none'], [], full=['subsample']
+)
 def test_online_learning_with_kept_tangents_resumes(tmp_path, curvature):
   whole, cut = tmp_path / 'whole', tmp_path / 'cut'
   fields = {**NET, **ONLINE, 'meta__curvature': curvature}

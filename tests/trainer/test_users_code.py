@@ -12,6 +12,7 @@ import numpy as np
 import optax
 import pytest
 import runs
+import tiers
 import users_code
 
 import metalr_flax
@@ -329,9 +330,11 @@ def test_a_name_with_dots_resumes(tmp_path):
   assert not list(tmp_path.glob('state/*damaged*'))
 
 
-@pytest.mark.thorough
-@pytest.mark.parametrize(
-  'name', ['noisy_sgd', 'optimistic_adam_v2', 'optimistic_gradient_descent']
+@tiers.parametrize(
+  'name',
+  ['noisy_sgd', 'optimistic_adam_v2', 'optimistic_gradient_descent'],
+  [],
+  full=['optimistic_gradient_descent'],
 )
 @pytest.mark.filterwarnings('ignore:Specifying a key')  # optax, of its default
 def test_optimizers_with_keys_and_flags_in_their_state_resume(tmp_path, name):

@@ -187,8 +187,7 @@ def test_the_slopes_equal_finite_differences(name, groups, x64):
   assert np.all(np.abs(found) > 1e-9)
 
 
-@pytest.mark.thorough
-@by_optimizer
+@tiers.parametrize('name', OPTIMIZERS, [], full=['sgd', 'rmsprop'])
 def test_it_generalises_better_and_learns_a_weight_decay(name, params, data):
   alone = metalr_flax.self_tuning(injected(name, decay=1e-4))
   run = references.plain_loop(
