@@ -67,7 +67,7 @@ RECIPES = [p for p in PAGES if re.match('docs/recipes/', p) and code_of(p)]
 @tiers.parametrize(
   'page',
   [page for page in PAGES if code_of(page) and page not in RECIPES],
-  ['README.md', 'docs/index.md', 'docs/trainer.md'],
+  ['README.md', 'docs/index.md'],
 )
 def test_code_runs_as_it_is_printed(page, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)

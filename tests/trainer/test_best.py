@@ -106,6 +106,7 @@ def test_cut_into_parts_it_is_the_same(whole, tmp_path, count):
   assert kept(tmp_path) == kept(whole)
 
 
+@pytest.mark.thorough
 def test_a_best_one_newer_than_the_checkpoint_comes_again(whole, tmp_path):
   """As a run leaves it that was killed before it could save its state."""
   workdir = tmp_path / 'run'
@@ -221,6 +222,7 @@ def test_it_ends_at_the_same_step_however_it_is_cut(early, tmp_path, capsys):
   assert results(tmp_path) == results(early)
 
 
+@pytest.mark.thorough
 def test_a_signal_with_the_last_evaluation_does_not_interrupt_it(
   early, tmp_path
 ):

@@ -66,6 +66,7 @@ def test_a_run_that_is_there_stays_as_it_is(temporary, tmp_path, capsys):
   assert 'all is well' in capsys.readouterr().out
 
 
+@pytest.mark.thorough
 def test_the_steps_are_those_of_the_run(temporary, tmp_path, monkeypatch):
   """In a folder that is looked at before it goes."""
   kept = {}

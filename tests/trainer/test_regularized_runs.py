@@ -195,6 +195,7 @@ def test_what_is_found_is_the_known_answer(name):
   assert abs(found[0] / known - 1) > 0.5  # it started far away
 
 
+@pytest.mark.thorough
 def test_the_known_rate_of_dropout_is_that_of_dropout():
   """Ridge regression has the loss that the noise has in the mean."""
   task = known_answers.tasks_lib.FewExamples(3)

@@ -181,6 +181,7 @@ def test_damaged_rows_are_seen_and_nothing_is_changed(finished, damage):
   assert contents(finished) == before
 
 
+@pytest.mark.thorough
 def test_a_clock_set_back_leaves_tensorboard_in_order(finished, monkeypatch):
   """Readers take event files in the order of the seconds in their names."""
   now = time.time()
@@ -209,6 +210,7 @@ def test_results_that_are_none_are_made_anew(finished, text):
   assert (finished / 'results.json').read_text() == results
 
 
+@pytest.mark.thorough
 def test_leftovers_that_are_no_folders_do_not_block(finished):
   (finished / 'state/.10.old').write_bytes(b'')
   (finished / 'state/.30.saving').symlink_to(finished / 'state/20')

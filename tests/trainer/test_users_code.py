@@ -133,6 +133,7 @@ def test_no_steps_at_all(tmp_path):
   assert (tmp_path / 'plots/learning_rate.png').exists()
 
 
+@pytest.mark.thorough
 def test_divergence_names_the_step_and_the_checkpoint(tmp_path):
   wild = {
     'inner__optimizer': 'sgd',

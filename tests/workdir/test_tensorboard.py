@@ -285,6 +285,7 @@ def test_no_reader_of_the_event_files_has_a_point_twice(watched, when):
   }
 
 
+@pytest.mark.thorough
 def test_a_run_imports_no_tensorflow(tmp_path):
   """CLU and TensorBoard would wherever there is one, here a stand-in."""
   (tmp_path / 'tensorflow.py').touch()
