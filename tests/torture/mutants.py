@@ -21,13 +21,14 @@ T = 'tests/torture/'
 
 
 class Mutant(NamedTuple):
-  """A fault: in `file`, `old` becomes `new`, and `test` must fail."""
+  """A fault: in `file`, `old` becomes `new`, and `test` of `tier` must fail."""
 
   what: str
   file: str
   old: str
   new: str
   test: str
+  tier: str = '--thorough'
 
 
 MUTANTS = [
@@ -164,6 +165,11 @@ MUTANTS = [
   Mutant('a signal at one process is not told to the others', 'trainer/loop', 'said = run.team.gather([asked, bool(taken)])', 'said = [[asked, bool(taken)]]', f'{T}test_processes.py::test_a_signal_at_one_process_stops_all'),
   Mutant('what one process raises the others do not', 'processes/team', '      if failure:\n        raise _error([failure[0]', '      if False:\n        raise _error([failure[0]', 'tests/processes/test_team.py'),
   Mutant('a value may leave its folder', 'config/naming', "re.sub(r'[^\\w.+-]+', '-', str(value))", 'str(value)', 'tests/config/test_naming.py::test_fields_are_filled_in'),
+  Mutant('batches are not split over the devices', 'engine/sharding', '    return jax.lax.with_sharding_constraint(batches, shardings)\n', '    return batches if shardings else batches\n', 'tests/test_benchmarks.py::test_compiled_programs_keep_the_rules'),
+  Mutant('layers are split where params should be gathered', 'engine/sharding', '      return loss_fn(whole, *args, **given)', '      return loss_fn(params if whole else whole, *args, **given)', 'tests/test_benchmarks.py::test_compiled_programs_keep_the_rules'),
+  Mutant("all members have the first one's settings", 'engine/population', '  return lambda state: jax.vmap(step_fn)(state, settings)', '  first = jax.tree.map(lambda a: jax.numpy.broadcast_to(a[:1], a.shape), settings)\n  return lambda state: jax.vmap(step_fn)(state, first)', 'tests/trainer/test_population.py'),
+  Mutant('a member that diverged goes on', 'engine/population', '    kept = going & finite\n', '    kept = going\n', 'tests/engine/test_members.py'),
+  Mutant('a lost process is taken for a storage error', 'processes/membership', '    if isinstance(error, errors.MetalrError) and not in_a_save:', '    if isinstance(error, errors.MetalrError):', f'{T}test_processes.py::test_one_that_dies_in_a_save_is_said_to_be_gone', '--full'),
 ]  # fmt: skip
 
 
@@ -180,9 +186,11 @@ def copy(folder: pathlib.Path) -> pathlib.Path:
   return path
 
 
-def run(path: pathlib.Path, *tests: str) -> subprocess.CompletedProcess:
+def run(
+  path: pathlib.Path, tier: str, *tests: str
+) -> subprocess.CompletedProcess:
   """Runs tests of a copy, which imports itself and not this project."""
-  pytest = [sys.executable, '-m', 'pytest', '--thorough', '-x']
+  pytest = [sys.executable, '-m', 'pytest', tier, '-x']
   return subprocess.run(
     [*pytest, '-p', 'no:cacheprovider', *tests],
     cwd=path,
@@ -201,7 +209,7 @@ def try_out(folder: pathlib.Path, mutant: Mutant) -> str:
   if source.count(mutant.old) != 1:
     return f'NOT PLANTED: {source.count(mutant.old)} places for it'
   file.write_text(source.replace(mutant.old, mutant.new))
-  process = run(path, mutant.test)
+  process = run(path, mutant.tier, mutant.test)
   shutil.rmtree(path)
   if process.returncode == 0:
     return 'NOT CAUGHT'
@@ -226,10 +234,14 @@ def main() -> int:
       print(f'{number:2d} {mutant.what}: {result}', flush=True)
       missed += result != 'caught'
     print('without any fault: ', end='', flush=True)
-    clean = run(copy(path), *sorted({m.test for m in chosen}))
-    print('passes' if clean.returncode == 0 else clean.stdout[-2000:])
+    clean = [
+      run(copy(path), tier, *sorted({m.test for m in chosen if m.tier == tier}))
+      for tier in sorted({m.tier for m in chosen})
+    ]
+    faults = [each.stdout[-2000:] for each in clean if each.returncode]
+    print('\n'.join(faults) or 'passes')
   print(f'{len(chosen) - missed} of {len(chosen)} caught')
-  return int(missed > 0 or clean.returncode != 0)
+  return int(missed > 0 or bool(faults))
 
 
 if __name__ == '__main__':
