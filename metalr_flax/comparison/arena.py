@@ -7,7 +7,6 @@ from typing import Any
 
 import flax.struct
 import jax
-import jax.numpy as jnp
 
 from metalr_flax import errors
 from metalr_flax import tasks
@@ -15,6 +14,7 @@ from metalr_flax.comparison import config as config_lib
 from metalr_flax.comparison import unseen as unseen_lib
 from metalr_flax.config import schema
 from metalr_flax.engine import losses
+from metalr_flax.engine import population
 from metalr_flax.engine import records
 from metalr_flax.models import functional
 from metalr_flax.trainer import build
@@ -84,7 +84,7 @@ def build_arena(config: Mapping[str, Any], problem: str) -> Arena:
     arena = _build(config, problem)
   except errors.ConfigError as error:
     raise errors.ConfigError(f'problems.{problem}.{error}') from error
-  params = jax.tree.map(lambda x: x[0], arena.initial.params)
+  params = population.pick(arena.initial.params, 0)
   for name, kwargs in config['optimizers'].items():
     field = f'optimizers.{name}'
     factory = lookup.find_factory(field, name)
@@ -131,7 +131,7 @@ def _build(config: Mapping[str, Any], problem: str) -> Arena:
     next_batch=task.next,
     objective=_make_objective(section, task, splits[0], snapshots[0], unseen),
     unseen=unseen,
-    initial=jax.tree.map(lambda *leaves: jnp.stack(leaves), *snapshots),
+    initial=population.stack(snapshots),
     num_steps=section['num_steps'],
     points=_spread(section['num_steps'], section['num_evaluations']),
   )

@@ -1,7 +1,14 @@
-"""Trains a cell: all its learning rates and seeds in one program."""
+"""Trains a cell: all its learning rates and seeds in one program.
+
+Its runs are trained as the members of a population are: by one program, spread
+over the devices that divide their number.
+
+Shape legend: E evaluations, R learning rates, S seeds, M = R S runs.
+"""
 
 from collections.abc import Callable
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -12,6 +19,9 @@ from metalr_flax import errors
 from metalr_flax import interrupts
 from metalr_flax.comparison import arena as arena_lib
 from metalr_flax.comparison import contestants
+from metalr_flax.engine import population
+from metalr_flax.engine import sharding
+from metalr_flax.trainer import devices
 
 PyTree = Any
 DIVERGED = 10.0  # times the initial objective: a final above it
@@ -19,7 +29,7 @@ DIVERGED = 10.0  # times the initial objective: a final above it
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Runs:
-  """All runs of a cell: E evaluations, R learning rates, S seeds.
+  """All runs of a cell.
 
   Attributes:
     steps: inner updates done at each evaluation, int [E].
@@ -73,13 +83,14 @@ def train_runs(
   Raises:
     Interrupted: where it did.
   """
-  rates = jnp.asarray(learning_rates or (jnp.nan,), jnp.float32)
-  decays = jnp.asarray(weight_decays, jnp.float32) if weight_decays else None
-  over_seeds = jax.vmap(contestant.init, in_axes=(None, 0, None))
-  init = jax.jit(jax.vmap(over_seeds, in_axes=(0, None, 0)))
-  advance = _make_advance(contestant, arena)
-  state = init(rates, arena.initial, decays)
   initial = jax.jit(jax.vmap(_make_measure(arena)))(arena.initial)
+  grid = max(1, len(learning_rates)), len(initial)
+  state = _begin(contestant, arena, learning_rates, weight_decays, grid)
+  layout = devices.lay_out_members((), math.prod(grid))
+  state = layout.place(state) if layout else state
+  advance = jax.jit(
+    _make_advance(contestant, arena), **sharding.options(layout, state)
+  )
   done, rows = 0, []
   # A step of several updates ends at the last one that is due.
   ends = [point // contestant.updates for point in arena.points]
@@ -87,13 +98,34 @@ def train_runs(
     if stop:
       raise errors.Interrupted(f'{stop.name}')
     state, row = advance(state, np.int32(end - done))
-    rows.append(jax.device_get(row))
+    rows.append([x.reshape(*grid, *x.shape[1:]) for x in jax.device_get(row)])
     done = end
     note(done * contestant.updates)
   curves, learned = (np.stack(values) for values in zip(*rows, strict=True))
   steps = np.array(ends) * contestant.updates
   make = _make_runs if arena.unseen is None else _stop_early
   return make(steps, jax.device_get(initial), curves, learned)
+
+
+def _begin(
+  contestant: contestants.Contestant,
+  arena: arena_lib.Arena,
+  learning_rates: tuple[float, ...],
+  weight_decays: tuple[float, ...],
+  grid: tuple[int, int],
+) -> PyTree:
+  """The state of all runs before the first update, [M, ...], rate by rate."""
+  rate, seed = np.indices(grid).reshape(2, -1)
+  rates = jnp.asarray(learning_rates or (jnp.nan,), jnp.float32)
+  decays = jnp.asarray(weight_decays, jnp.float32) if weight_decays else None
+
+  @jax.jit
+  def begin(settings: PyTree, initial: arena_lib.Snapshot) -> PyTree:
+    rates, decays = population.pick(settings, rate)
+    own = population.pick(initial, seed)
+    return jax.vmap(contestant.init)(rates, own, decays)
+
+  return begin((rates, decays), arena.initial)
 
 
 def _make_runs(
@@ -162,20 +194,19 @@ def _make_advance(
 
   The count is traced: stretches of all lengths are one executable.
   """
-  over_runs = lambda function: jax.vmap(jax.vmap(function))
 
   def advance(state: PyTree, count: jax.Array) -> tuple[PyTree, Any]:
     def body(_: Any, carry: tuple[PyTree, jax.Array]) -> Any:
       state, total = carry
-      state, loss = over_runs(contestant.step)(state)
+      state, loss = jax.vmap(contestant.step)(state)
       return state, total + loss
 
-    shape = jax.eval_shape(over_runs(contestant.step), state)[1].shape
+    shape = jax.eval_shape(jax.vmap(contestant.step), state)[1].shape
     zeros = jnp.zeros(shape)
     state, total = jax.lax.fori_loop(0, count, body, (state, zeros))
-    snapshot, learned = over_runs(contestant.view)(state)
+    snapshot, learned = jax.vmap(contestant.view)(state)
     if arena.objective is None:
       return state, (total / count, learned)
-    return state, (over_runs(arena.objective)(snapshot), learned)
+    return state, (jax.vmap(arena.objective)(snapshot), learned)
 
-  return jax.jit(advance)
+  return advance

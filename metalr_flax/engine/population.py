@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from metalr_flax.engine import outer
 from metalr_flax.engine.records import MetaTrainState, Metrics, PyTree
@@ -26,8 +27,8 @@ def stack(trees: Sequence[PyTree]) -> PyTree:
   return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
-def pick(tree: PyTree, number: int) -> PyTree:
-  """A member's own part of a tree of arrays [M, ...]."""
+def pick(tree: PyTree, number: int | np.ndarray) -> PyTree:
+  """A member's own part of a tree of arrays [M, ...], or that of several."""
   return jax.tree.map(lambda leaf: leaf[number], tree)
 
 

@@ -102,8 +102,12 @@ class Layout:
     """The sharding of what every device has all of."""
     return NamedSharding(self.mesh, _WHOLE)
 
-  def of_state(self, state: MetaTrainState) -> MetaTrainState:
-    """The shardings of a state, or of its shapes."""
+  def of_state(self, state: PyTree) -> PyTree:
+    """The shardings of a state, or of its shapes.
+
+    Args:
+      state: a `MetaTrainState`; of members any tree of arrays [M, ...].
+    """
     return jax.tree_util.tree_map_with_path(
       lambda path, leaf: self._of_leaf(_name(path), leaf.shape), state
     )
@@ -149,7 +153,7 @@ class Layout:
     shardings = self.of_batches(batches, axis)
     return jax.lax.with_sharding_constraint(batches, shardings)
 
-  def place(self, state: MetaTrainState) -> MetaTrainState:
+  def place(self, state: PyTree) -> PyTree:
     """Moves a state to where it belongs."""
     return put(state, self.of_state(state))
 
@@ -259,6 +263,26 @@ class MemberLayout(Layout):
     if name.partition('/')[0] in ('step', 'eta'):
       return self.whole
     return NamedSharding(self.mesh, PartitionSpec(DATA))
+
+
+def options(
+  layout: Layout | None, state: PyTree, *more: PyTree
+) -> dict[str, Any]:
+  """Arguments of `jax.jit`: what comes out lies where it goes in again.
+
+  Args:
+    layout: the run's; None for one device.
+    state: the state, or its shapes, of a program `(state, count, ...) ->
+      (state, record)`.
+    more: the shardings of what the program takes besides.
+  """
+  if not layout:
+    return {}
+  of_state = layout.of_state(state)
+  return {
+    'in_shardings': (of_state, layout.whole, *more),
+    'out_shardings': (of_state, layout.whole),
+  }
 
 
 def put(tree: PyTree, shardings: PyTree) -> PyTree:

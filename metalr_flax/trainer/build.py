@@ -342,7 +342,7 @@ def _lay_out(
   if not devices.are_several(config):
     return None
   if config['population']:
-    return devices.lay_out_members(config, members_lib.count(config))
+    return devices.lay_out_members(config['mesh'], members_lib.count(config))
   data_state = task.init(jax.random.key(config['seed']))
   _check_pure(task, data_state, config)
   with refusals.tracing(config):

@@ -59,20 +59,21 @@ def lay_out(
   return layout
 
 
-def lay_out_members(config: Config, count: int) -> sharding.Layout | None:
+def lay_out_members(mesh: Sequence[int], count: int) -> sharding.Layout | None:
   """Decides on which devices the members of a population are trained.
 
   Args:
-    config: the run's, resolved.
-    count: its members.
+    mesh: devices along `data` and `model`; empty for the most that divide the
+      members.
+    count: the members.
 
   Returns:
-    The layout that the config's `mesh` asks for; None for one device.
+    The layout that `mesh` asks for; None for one device.
 
   Raises:
     ConfigError: for a mesh that does not divide the devices or the members.
   """
-  mesh = config['mesh'] or (_largest_fitting([count]), 1)
+  mesh = mesh or (_largest_fitting([count]), 1)
   _check_devices(mesh)
   data, model = mesh
   if model > 1 or count % data:

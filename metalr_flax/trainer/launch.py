@@ -136,7 +136,9 @@ def lower_chunk(
     steps, step_fn=experiment.step_fn, max_steps=rows
   )
   feed = experiment.streams.spec.of_rows(rows) if experiment.streams else None
-  options = _shardings(experiment.layout, state, feed)
+  layout = experiment.layout
+  more = [feed_lib.shardings(feed, layout)] if feed and layout else []
+  options = sharding.options(layout, state, *more)
   if feed is None:
     jitted = jax.jit(outer_steps, donate_argnums=0, **options)
     return jitted.lower(state, np.int32(0))
@@ -151,19 +153,3 @@ def lower_chunk(
 
   jitted = jax.jit(fed_steps, donate_argnums=0, **options)
   return jitted.lower(state, np.int32(0), feed)
-
-
-def _shardings(
-  layout: sharding.Layout | None,
-  state: records.MetaTrainState,
-  feed: feed_lib.Feed | None,
-) -> dict[str, Any]:
-  """Arguments of `jax.jit`: what comes out lies where it goes in again."""
-  if not layout:
-    return {}
-  of_state = layout.of_state(state)
-  fed = () if feed is None else (feed_lib.shardings(feed, layout),)
-  return {
-    'in_shardings': (of_state, layout.whole, *fed),
-    'out_shardings': (of_state, layout.whole),
-  }
