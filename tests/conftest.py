@@ -2,8 +2,8 @@
 
 Warnings are errors, and nothing is broadcast silently. What a session compiles
 is kept in a folder of its own until it ends, for tests and processes that
-compile the same program again; a warm cache changes no bit. XLA's older code
-for a CPU, which comes at half the time, is run but with --full.
+compile the same program again; a warm cache changes no bit. XLA's older
+emitters take half of the time, so only a --full session compiles by the new.
 """
 
 import gc
