@@ -27,6 +27,7 @@ from metalr_flax.config import flags
 from metalr_flax.engine import bijections
 from metalr_flax.engine import outer
 from metalr_flax.trainer import build
+from metalr_flax.trainer import build_named
 
 ROOT = pathlib.Path(__file__).parent.parent
 RESULTS = ROOT / 'benchmarks/results'
@@ -103,7 +104,7 @@ def _held_out_loss(seed: int, params: Any, model_state: Any) -> jax.Array:
   arguments = [f'--config={ROOT}/configs/digits_regularized.py',
                f'--config.seed={seed}']  # fmt: skip
   config = flags.parse('benchmark', arguments, '').config
-  task = build.build_task(config['task'])
+  task = build_named.build_task(config['task'])
   experiment = build.build(config)
   return task.loss(experiment.make_model(params, model_state), task.meta)[0]
 

@@ -17,8 +17,8 @@ from metalr_flax.engine import losses
 from metalr_flax.engine import population
 from metalr_flax.engine import records
 from metalr_flax.models import functional
-from metalr_flax.trainer import build
 from metalr_flax.trainer import build_loss
+from metalr_flax.trainer import build_named
 from metalr_flax.trainer import build_optimizers
 from metalr_flax.trainer import lookup
 from metalr_flax.trainer import refusals
@@ -96,7 +96,7 @@ def build_arena(config: Mapping[str, Any], problem: str) -> Arena:
 
 def _build(config: Mapping[str, Any], problem: str) -> Arena:
   section = config['problems'][problem]
-  task = build.build_task(section['task'])
+  task = build_named.build_task(section['task'])
   if not isinstance(task, tasks.Task):
     raise errors.ConfigError(
       f'task.name={section["task"]["name"]}: is no Task; derive it from '
@@ -110,7 +110,7 @@ def _build(config: Mapping[str, Any], problem: str) -> Arena:
     )
   seeds = [config['seed'] + s for s in range(section['num_seeds'])]
   splits = [
-    functional.split(build.build_model(section['model'], seed))
+    functional.split(build_named.build_model(section['model'], seed))
     for seed in seeds
   ]
   snapshots = [

@@ -16,7 +16,7 @@ from metalr_flax import tasks
 from metalr_flax.engine import losses
 from metalr_flax.engine import records
 from metalr_flax.models import functional
-from metalr_flax.trainer import build
+from metalr_flax.trainer import build_named
 from metalr_flax.trainer import evaluate
 
 PyTree = Any
@@ -80,7 +80,7 @@ def build_unseen(
 
 
 def _check(name: str, task: tasks.Task, num_test: int) -> None:
-  if not build.has_next_meta(task):
+  if not build_named.has_next_meta(task):
     raise errors.ConfigError.of(
       'objective',
       'unseen',

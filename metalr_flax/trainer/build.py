@@ -16,12 +16,9 @@ import jax.numpy as jnp
 import optax
 
 from metalr_flax import errors
-from metalr_flax import models
 from metalr_flax import tasks
 from metalr_flax.config import population as members_lib
 from metalr_flax.config import rules
-from metalr_flax.config import schema
-from metalr_flax.engine import averaging
 from metalr_flax.engine import meta_gradient
 from metalr_flax.engine import microbatches
 from metalr_flax.engine import outer
@@ -30,7 +27,9 @@ from metalr_flax.engine import records
 from metalr_flax.engine import sharding
 from metalr_flax.models import functional
 from metalr_flax.trainer import build_loss
+from metalr_flax.trainer import build_named
 from metalr_flax.trainer import build_optimizers
+from metalr_flax.trainer import build_step
 from metalr_flax.trainer import devices
 from metalr_flax.trainer import evaluate
 from metalr_flax.trainer import feed as feed_lib
@@ -109,8 +108,8 @@ def build(config: Config, *, spread: bool = False) -> Experiment:
       optax refuses, or a mesh that does not fit.
   """
   first = members_lib.members_of(config)[0]
-  task = build_task(config['task'])
-  model = build_model(config['model'], first['seed'])
+  task = build_named.build_task(config['task'])
+  model = build_named.build_model(config['model'], first['seed'])
   split = functional.split(model)
   problem, initial = _build_problem(first, task, split)
   streams = None
@@ -132,11 +131,11 @@ def build(config: Config, *, spread: bool = False) -> Experiment:
       meta_tx=meta_tx,
       estimator=estimator,
     )
-    return _with_average(state, config['average'])
+    return build_step.with_average(state, config['average'])
 
   one = Experiment(
     problem=problem,
-    step_fn=_make_step_fn(
+    step_fn=build_step.make_step_fn(
       problem,
       meta_tx,
       estimator,
@@ -144,7 +143,7 @@ def build(config: Config, *, spread: bool = False) -> Experiment:
       config['average'],
       within,
     ),
-    init_state=lambda: _placed(
+    init_state=lambda: build_step.placed(
       init_state(_first_values(first, task, split)), layout
     ),
     evaluate=_make_evaluate(config, task, split, layout),
@@ -155,7 +154,7 @@ def build(config: Config, *, spread: bool = False) -> Experiment:
     loss_label=getattr(task, 'loss_label', tasks.Task.loss_label),
     known_answers=_known_answers(task),
     shares_stream=config['meta']['objective'] == 'held_out'
-    and not has_next_meta(task),
+    and not build_named.has_next_meta(task),
     streams=streams,
     members=0,
     layout=layout,
@@ -188,7 +187,9 @@ def _populate(
   def begin() -> records.MetaTrainState:
     first_values = [_first_values(first, task, split)]
     for each in others:
-      own = functional.split(build_model(each['model'], each['seed']))
+      own = functional.split(
+        build_named.build_model(each['model'], each['seed'])
+      )
       first_values.append(_draw(each, task, own))
     state = stacking.begin(
       config,
@@ -198,7 +199,7 @@ def _populate(
       init_state=init_state,
       make_meta_tx=make_meta_tx,
     )
-    return _placed(state, one.layout)
+    return build_step.placed(state, one.layout)
 
   return dataclasses.replace(
     one,
@@ -295,7 +296,9 @@ def _build_problem(
     ),
     meta_loss_fn=functional.make_loss_fn(split.meta, task.loss),
     next_batch=task.next,
-    next_meta_batch=task.next_meta if has_next_meta(task) else task.next,
+    next_meta_batch=task.next_meta
+    if build_named.has_next_meta(task)
+    else task.next,
     tx=build_optimizers.build_tx(
       inner_section,
       _of_tx(meta, of_loss),
@@ -374,76 +377,6 @@ def randomness(config: Config) -> contextlib.AbstractContextManager:
   return jax.threefry_partitionable(config['threefry_partitionable'])
 
 
-def build_task(section: Config) -> tasks.Task:
-  """Makes the task that a config's section `task` names.
-
-  Args:
-    section: the section; what has a default may be left out.
-
-  Raises:
-    ConfigError: naming the field, `task.name` or `task.kwargs`.
-  """
-  section = schema.completed('task', section)
-  cls = lookup.find_class('task.name', section['name'], tasks.TASKS)
-  accepted = lookup.signature_of(cls).parameters
-  open_ended = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
-  arguments = lookup.as_tuples(section['kwargs'])
-  if 'batch_size' in accepted or open_ended:
-    arguments['batch_size'] = _batch_size(cls, section['batch_size'])
-  if section['path']:
-    arguments['path'] = section['path']
-  task = lookup.construct('task.kwargs', cls, arguments)
-  missing = [m for m in ('init', 'next', 'loss') if not hasattr(task, m)]
-  if missing:
-    raise errors.ConfigError(
-      f'task.name={section["name"]}: has no method {missing[0]}; derive it '
-      f'from metalr_flax.tasks.Task'
-    )
-  return task
-
-
-def _batch_size(cls: type, batch_size: int) -> int:
-  """What a task is to make batches of: of a stream, this process's share."""
-  if not issubclass(cls, tasks.Stream):
-    return batch_size
-  count = jax.process_count()
-  if batch_size % count:
-    raise errors.ConfigError.of(
-      'task.batch_size',
-      batch_size,
-      f'must be a multiple of the number of processes, {count}',
-      'each reads an equal share of the batch',
-    )
-  return batch_size // count
-
-
-def build_model(section: Config, seed: int) -> nnx.Module:
-  """Makes the model that a config's section `model` names.
-
-  Args:
-    section: the section; what has a default may be left out.
-    seed: of its initial weights.
-
-  Raises:
-    ConfigError: naming the field, `model.name` or `model.kwargs`.
-  """
-  section = schema.completed('model', section)
-  cls = lookup.find_class('model.name', section['name'], models.MODELS)
-  arguments = {
-    **lookup.as_tuples(section['kwargs']),
-    'rngs': nnx.Rngs(seed),
-  }
-  # Annotations are for the mesh of a run, which is not there yet.
-  with nnx.use_eager_sharding(False):
-    model = lookup.construct('model.kwargs', cls, arguments)
-  if not isinstance(model, nnx.Module):
-    raise errors.ConfigError(
-      f'model.name={section["name"]}: is not a flax.nnx.Module; derive it from '
-      f'nnx.Module'
-    )
-  return model
-
-
 def _build_estimator(section: Config) -> meta_gradient.Estimator:
   return meta_gradient.Estimator(
     kind=section['estimator'],
@@ -453,66 +386,6 @@ def _build_estimator(section: Config) -> meta_gradient.Estimator:
     discount=section['discount'],
     objective=section['objective'],
   )
-
-
-def _make_step_fn(
-  problem: records.Problem,
-  meta_tx: optax.GradientTransformation,
-  estimator: meta_gradient.Estimator,
-  summarize: Callable[[records.MetaTrainState], dict[str, jax.Array]],
-  average: float,
-  layout: sharding.Layout | None,
-) -> outer.StepFn:
-  def step_fn(
-    state: records.MetaTrainState,
-    feed: feed_lib.Feed | None = None,
-    *,
-    meta_tx: optax.GradientTransformation = meta_tx,
-  ) -> tuple[records.MetaTrainState, records.Metrics]:
-    fed = problem if feed is None else feed_lib.fed(problem, feed)
-    fed = layout.spread(fed) if layout else fed
-    state, metrics = outer.outer_step(
-      state, fed, meta_tx=meta_tx, estimator=estimator
-    )
-    if average:
-      state = state.replace(average=averaging.update(state, average))
-    state = layout.keep(state) if layout else state
-    return state, {**metrics, **summarize(state)}
-
-  return step_fn
-
-
-def _with_average(
-  state: records.MetaTrainState, share: float
-) -> records.MetaTrainState:
-  """The first state with the average that its run keeps."""
-  if not share:
-    return state
-  return state.replace(average=averaging.begin(state))
-
-
-def _placed(
-  state: records.MetaTrainState, layout: sharding.Layout | None
-) -> records.MetaTrainState:
-  """The first state where it belongs."""
-  state = _unshared(state)
-  return layout.place(state) if layout else state
-
-
-def _unshared(state: records.MetaTrainState) -> records.MetaTrainState:
-  """Copies of all arrays: a state is donated, and no array may be twice.
-
-  Strongly typed, as a restored state is: the bits must not depend on whether a
-  run was resumed.
-  """
-  return jax.tree.map(_strong_copy, state)
-
-
-def _strong_copy(leaf: jax.Array) -> jax.Array:
-  leaf = jnp.copy(leaf)
-  if jnp.issubdtype(leaf.dtype, jax.dtypes.extended):
-    return leaf
-  return jax.lax.convert_element_type(leaf, leaf.dtype)
 
 
 def _summarizer(task: tasks.Task, split: functional.Split) -> Callable:
@@ -530,12 +403,6 @@ def _eval_batches(task: tasks.Task, name: str) -> Any:
   if isinstance(task, tasks.Stream):
     return streams_lib.eval_batches(task, name)
   return task.eval_batches() if hasattr(task, 'eval_batches') else ()
-
-
-def has_next_meta(task: tasks.Task) -> bool:
-  """Whether a task, which may be no `Task`, draws outer batches of its own."""
-  method = getattr(type(task), 'next_meta', None)
-  return hasattr(task, 'next_meta') and method is not tasks.Task.next_meta
 
 
 def _known_answers(task: tasks.Task) -> dict[str, float]:

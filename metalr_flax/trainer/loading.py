@@ -18,6 +18,7 @@ from metalr_flax.engine import bijections
 from metalr_flax.engine import population
 from metalr_flax.engine import records
 from metalr_flax.trainer import build
+from metalr_flax.trainer import build_named
 from metalr_flax.trainer import build_schedule
 from metalr_flax.trainer import same_data
 from metalr_flax.workdir import checkpoint
@@ -142,7 +143,7 @@ def load_task(workdir: str | pathlib.Path) -> tasks.Task:
   path = pathlib.Path(workdir)
   config = _config(path)
   with build.randomness(config):
-    task = build.build_task(config['task'])
+    task = build_named.build_task(config['task'])
     now = task.init(jax.random.key(config['seed']))
     if same_data.is_known(now):
       found = _find(path / folder.STATE, build.build(config))

@@ -14,6 +14,7 @@ from metalr_flax import errors
 from metalr_flax import tasks
 from metalr_flax.config import check
 from metalr_flax.trainer import build
+from metalr_flax.trainer import build_named
 
 # Each part has letters of its own.
 TRAIN, META, TEST = 'abcdefgh' * 100, 'xyz' * 34, '0123456789' * 10
@@ -205,7 +206,7 @@ def test_bad_files_are_config_errors(tmp_path, content, message):
   config = _config()
   config['task']['path'] = str(tmp_path / 'file')
   with pytest.raises(errors.ConfigError, match=message) as caught:
-    build.build_task(config['task'])
+    build_named.build_task(config['task'])
   assert str(tmp_path / 'file') in str(caught.value)
   assert '\n' not in str(caught.value)
 

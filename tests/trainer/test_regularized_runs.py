@@ -11,7 +11,7 @@ import tiers
 
 import metalr_flax
 from metalr_flax import errors
-from metalr_flax.trainer import build
+from metalr_flax.trainer import build_named
 from metalr_flax.workdir import metrics_csv
 
 sys.path.append(str(runs.ROOT / 'benchmarks'))
@@ -200,7 +200,7 @@ def test_the_known_rate_of_dropout_is_that_of_dropout():
   """Ridge regression has the loss that the noise has in the mean."""
   task = known_answers.tasks_lib.FewExamples(3)
   rate, w = 0.3, jax.random.normal(jax.random.key(0), (task.size,))
-  model = build.build_model(
+  model = build_named.build_model(
     {
       'name': 'known_answers_tasks:NoisyInputs',
       'kwargs': {'size': task.size},

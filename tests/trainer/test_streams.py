@@ -13,6 +13,7 @@ from metalr_flax import errors
 from metalr_flax.comparison import arena
 from metalr_flax.config import flags
 from metalr_flax.trainer import build
+from metalr_flax.trainer import build_named
 from metalr_flax.trainer import cursor
 from metalr_flax.trainer import finite_difference
 from metalr_flax.workdir import folder
@@ -176,7 +177,7 @@ def test_a_stream_has_no_next():
   task = streams_code.Planes(8)
   with pytest.raises(TypeError, match='take its batches from batches'):
     task.next(None)
-  assert build.has_next_meta(task)
+  assert build_named.has_next_meta(task)
 
 
 @pytest.mark.thorough
