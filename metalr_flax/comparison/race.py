@@ -1,9 +1,10 @@
 """Trains a cell: all its learning rates and seeds in one program.
 
 Its runs are trained as the members of a population are: by one program, spread
-over the devices that divide their number.
+over all devices. Where these do not divide the runs, the last run is trained
+several times and counted once.
 
-Shape legend: E evaluations, R learning rates, S seeds, M = R S runs.
+Shape legend: E evaluations, R learning rates, S seeds, M >= R S runs.
 """
 
 from collections.abc import Callable
@@ -85,8 +86,9 @@ def train_runs(
   """
   initial = jax.jit(jax.vmap(_make_measure(arena)))(arena.initial)
   grid = max(1, len(learning_rates)), len(initial)
-  state = _begin(contestant, arena, learning_rates, weight_decays, grid)
-  layout = devices.lay_out_members((), math.prod(grid))
+  count, numbers = math.prod(grid), _number_runs(grid)
+  state = _begin(contestant, arena, learning_rates, weight_decays, numbers)
+  layout = devices.lay_out_members((), len(numbers[0]))
   state = layout.place(state) if layout else state
   advance = jax.jit(
     _make_advance(contestant, arena), **sharding.options(layout, state)
@@ -98,7 +100,9 @@ def train_runs(
     if stop:
       raise errors.Interrupted(f'{stop.name}')
     state, row = advance(state, np.int32(end - done))
-    rows.append([x.reshape(*grid, *x.shape[1:]) for x in jax.device_get(row)])
+    rows.append(
+      [x[:count].reshape(*grid, *x.shape[1:]) for x in jax.device_get(row)]
+    )
     done = end
     note(done * contestant.updates)
   curves, learned = (np.stack(values) for values in zip(*rows, strict=True))
@@ -107,15 +111,30 @@ def train_runs(
   return make(steps, jax.device_get(initial), curves, learned)
 
 
+def _number_runs(grid: tuple[int, int]) -> tuple[np.ndarray, ...]:
+  """Of each run the numbers of its rate and its seed, int [M] each."""
+  count = math.prod(grid)
+  spread = count + -count % jax.device_count()
+  return np.unravel_index(np.minimum(np.arange(spread), count - 1), grid)
+
+
 def _begin(
   contestant: contestants.Contestant,
   arena: arena_lib.Arena,
   learning_rates: tuple[float, ...],
   weight_decays: tuple[float, ...],
-  grid: tuple[int, int],
+  numbers: tuple[np.ndarray, ...],
 ) -> PyTree:
-  """The state of all runs before the first update, [M, ...], rate by rate."""
-  rate, seed = np.indices(grid).reshape(2, -1)
+  """The state of all runs before the first update, [M, ...].
+
+  Args:
+    contestant: the method.
+    arena: the problem.
+    learning_rates: R of them; () for a method without.
+    weight_decays: the same of the decay.
+    numbers: of each run, those of its rate and its seed, int [M] each.
+  """
+  rate, seed = numbers
   rates = jnp.asarray(learning_rates or (jnp.nan,), jnp.float32)
   decays = jnp.asarray(weight_decays, jnp.float32) if weight_decays else None
 

@@ -81,7 +81,8 @@ def _train_cells(
   stop: interrupts.StopRequest,
 ) -> None:
   clock, total = Clock(waiting), progress.num_cells
-  _say_devices(waiting)
+  if waiting and jax.device_count() > 1:
+    console.say(f'devices: {jax.device_count()}, for the runs of each cell')
   for number, cell in enumerate(waiting, total - len(waiting) + 1):
     if stop:
       raise _interrupted(stop, workdir, number - 1)
@@ -117,21 +118,6 @@ def _train_cells(
       f'{np.sum(outcome.diverged)} of {outcome.diverged.size} runs diverged  '
       f'| {seconds:.1f} s{rest}'
     )
-
-
-def _say_devices(waiting: list[cells.Cell]) -> None:
-  """Says what is used of several devices."""
-  count = jax.device_count()
-  if count == 1 or not waiting:
-    return
-  uneven = sum(cell.num_runs % count != 0 for cell in waiting)
-  text = f'devices: {count}, for the runs of each cell'
-  if uneven:
-    text += (
-      f'; {uneven} of {len(waiting)} cells have a number of runs (rates times '
-      f'seeds) that {count} does not divide, and use fewer'
-    )
-  console.say(text)
 
 
 def _say_score(outcome: outcomes.Outcome) -> str:
