@@ -352,7 +352,7 @@ FIGURES = [
   (TUNING, 'text {:.2f} to {:.2f}, convolutional digits {:.2f} (Adam), {:.2f} (RMSProp), {:.1f} (SGD)', (*extremes(ratios('median', 'text').values()), *medians('digits_cnn', 'adam', 'rmsprop', 'sgd'))),
   (TUNING, 'the digits MLP {:.0f}, {:.0f} and {:.0f} after 2000', medians('digits_mlp', 'adam', 'rmsprop', 'sgd')),
   (TUNING, "(digits MLP): {:.0f} to {:.0f} times the best constant's training loss", extremes(ratios('median', 'digits_mlp').values())),
-  (TUNING, 'No run of {} diverged; {} of {} with constants did', (OURS['runs'] if not OURS['diverged'] else '?', *CONSTANT.values())),
+  (TUNING, 'No run of {} diverged; {} of {} with constants did', (OURS['runs'] if not OURS['diverged'] else '?', CONSTANT['diverged'], CONSTANT['runs'])),
   (TUNING, "know the run's length, {:.2f} and {:.2f};", (AGAINST['prodigy_cosine'], AGAINST['dadapt_adamw_cosine'])),
   (TUNING, 'momo_adam, mechanize, prodigy, cocob {:.2f}, {:.2f}, {:.2f}, {:.2f};', [AGAINST[m] for m in ('momo_adam', 'mechanize', 'prodigy', 'cocob')]),
   (TUNING, 'dowg, dog, dadapt_adamw, schedule_free_adamw {:.2f}, {:.2f}, {:.2f}, {:.2f}.', [AGAINST[m] for m in ('dowg', 'dog', 'dadapt_adamw', 'schedule_free_adamw')]),

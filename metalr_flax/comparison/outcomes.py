@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from metalr_flax.comparison import cells
+from metalr_flax.comparison import methods
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,6 +44,8 @@ class Outcome:
     learned_rates: the learned learning rate there, geometric mean over seeds,
       NaN where there is none, [R, E].
     seconds: that the cell took, compilation included.
+    repeats: of each learning rate the first one that its runs are the runs of,
+      int [R]: its own number, unless the method begins elsewhere anyway.
     held_out: None where the training objective is compared.
   """
 
@@ -55,6 +58,7 @@ class Outcome:
   curves: np.ndarray
   learned_rates: np.ndarray
   seconds: float
+  repeats: np.ndarray
   held_out: HeldOut | None = None
 
   @property
@@ -63,6 +67,16 @@ class Outcome:
     return np.where(
       np.any(self.diverged, axis=1), np.inf, np.mean(self.finals, axis=1)
     )
+
+  @property
+  def distinct(self) -> np.ndarray:
+    """The numbers of the learning rates whose runs repeat no other's."""
+    return np.flatnonzero(self.repeats == np.arange(len(self.repeats)))
+
+  @property
+  def num_distinct(self) -> int:
+    """How many runs differ, over all learning rates and seeds."""
+    return len(self.distinct) * self.cell.num_seeds
 
   @property
   def picked(self) -> int:
@@ -74,6 +88,14 @@ class Outcome:
     if self.held_out is None:
       return int(np.argmin(self.scores))
     return int(np.argmin(np.mean(self.held_out.losses, axis=1)))
+
+  @property
+  def shown(self) -> int:
+    """The setting that stands for the cell: the median start, or `picked`."""
+    if self.cell.kind is not methods.Kind.STARTS:
+      return self.picked
+    order = self.distinct[np.argsort(self.scores[self.distinct], kind='stable')]
+    return int(order[len(order) // 2])
 
 
 def to_json(outcome: Outcome) -> dict[str, Any]:
@@ -96,6 +118,7 @@ def to_json(outcome: Outcome) -> dict[str, Any]:
     'steps': outcome.steps.tolist(),
     'curves': _plain(outcome.curves),
     'learned': _plain(outcome.learned_rates),
+    'repeats': outcome.repeats.tolist(),
   }
   if outcome.held_out is not None:
     values['weight_decays'] = list(cell.weight_decays)
@@ -134,6 +157,7 @@ def from_json(cell: cells.Cell, values: Any) -> Outcome | None:
   if not isinstance(values, dict) or values.get('digest') != cell.digest:
     return None
   try:
+    runs = (max(1, len(cell.learning_rates)), cell.num_seeds)
     outcome = Outcome(
       cell=cell,
       first_seed=int(values['first_seed']),
@@ -144,15 +168,17 @@ def from_json(cell: cells.Cell, values: Any) -> Outcome | None:
       curves=_array(values['curves'], np.inf),
       learned_rates=_array(values['learned'], np.nan),
       seconds=float(values['seconds']),
+      # Cells of before do not say.
+      repeats=np.asarray(values.get('repeats', range(runs[0])), int),
       held_out=_held_out_from_json(values['held_out']) if cell.unseen else None,
     )
-    runs = (max(1, len(cell.learning_rates)), cell.num_seeds)
     points = (runs[0], len(outcome.steps))
   except (KeyError, TypeError, ValueError, OverflowError):
     return None
   shapes = [outcome.finals.shape, outcome.diverged.shape]
   shapes += [outcome.curves.shape, outcome.learned_rates.shape]
-  expected = [runs, runs, points, points]
+  shapes += [outcome.repeats.shape]
+  expected = [runs, runs, points, points, runs[:1]]
   if outcome.held_out is not None:
     held = outcome.held_out
     shapes += [held.losses.shape, held.stops.shape, held.curves.shape]

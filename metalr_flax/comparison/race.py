@@ -26,6 +26,7 @@ from metalr_flax.trainer import devices
 
 PyTree = Any
 DIVERGED = 10.0  # times the initial objective: a final above it
+_SAME = 1e-4  # relative: two rates closer than this are one, but for rounding
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,6 +44,8 @@ class Runs:
       of unseen data the test loss where the held-out loss was least.
     diverged: whether a run's final is infinite or above ten times its initial
       objective, bool [R, S].
+    repeats: of each learning rate the first one that its runs are the runs of,
+      its own number where they are no other's, int [R].
     held_out: of unseen data the held-out loss at each evaluation, inf where not
       finite, [E, R, S].
   """
@@ -53,6 +56,7 @@ class Runs:
   learned_rates: np.ndarray
   finals: np.ndarray
   diverged: np.ndarray
+  repeats: np.ndarray
   held_out: np.ndarray | None = None
 
   @property
@@ -94,21 +98,41 @@ def train_runs(
     _make_advance(contestant, arena), **sharding.options(layout, state)
   )
   done, rows = 0, []
+
+  def gather(row: PyTree) -> list[np.ndarray]:
+    return [x[:count].reshape(*grid, *x.shape[1:]) for x in jax.device_get(row)]
+
+  _, first = advance(state, np.int32(1))
+  repeats = _find_repeats(gather(first)[1])
   # A step of several updates ends at the last one that is due.
   ends = [point // contestant.updates for point in arena.points]
   for end in ends:
     if stop:
       raise errors.Interrupted(f'{stop.name}')
     state, row = advance(state, np.int32(end - done))
-    rows.append(
-      [x[:count].reshape(*grid, *x.shape[1:]) for x in jax.device_get(row)]
-    )
+    rows.append(gather(row))
     done = end
     note(done * contestant.updates)
   curves, learned = (np.stack(values) for values in zip(*rows, strict=True))
   steps = np.array(ends) * contestant.updates
   make = _make_runs if arena.unseen is None else _stop_early
-  return make(steps, jax.device_get(initial), curves, learned)
+  return make(steps, jax.device_get(initial), curves, learned, repeats)
+
+
+def _find_repeats(learned: np.ndarray) -> np.ndarray:
+  """Which starts a method makes the same run of, as `Runs` has them.
+
+  A method that learns its rate may begin at one of its own, whatever it is
+  given; so the rates after the first step tell, where later ones may be apart
+  by what has become of a last bit. A method that learns none has NaN there,
+  which is nothing else's.
+
+  Args:
+    learned: the learned learning rate after one step, [R, S].
+  """
+  same = np.all(np.isclose(learned[:, None], learned, _SAME, 0.0), axis=-1)
+  np.fill_diagonal(same, True)
+  return np.argmax(same, axis=1)
 
 
 def _number_runs(grid: tuple[int, int]) -> tuple[np.ndarray, ...]:
@@ -152,6 +176,7 @@ def _make_runs(
   initial: np.ndarray,
   curves: np.ndarray,
   learned: np.ndarray,
+  repeats: np.ndarray,
 ) -> Runs:
   last = curves[-max(1, len(curves) // 10) :]
   finals = np.mean(last, axis=0, dtype=np.float64)
@@ -163,6 +188,7 @@ def _make_runs(
     learned_rates=learned,
     finals=finals,
     diverged=~(finals <= DIVERGED * initial),
+    repeats=repeats,
   )
 
 
@@ -171,6 +197,7 @@ def _stop_early(
   initial: np.ndarray,
   losses: np.ndarray,
   learned: np.ndarray,
+  repeats: np.ndarray,
 ) -> Runs:
   """Runs on unseen data, each scored where its held-out loss was least.
 
@@ -179,10 +206,11 @@ def _stop_early(
     initial: held-out and test loss before the first update, [S, 2].
     losses: the same at each evaluation, [E, R, S, 2].
     learned: as `Runs` has them.
+    repeats: as `Runs` has them.
   """
   held_out, test = np.moveaxis(losses.astype(np.float64), -1, 0)
   held_out = np.where(np.isfinite(held_out), held_out, np.inf)
-  runs = _make_runs(steps, initial[:, 1], test, learned)
+  runs = _make_runs(steps, initial[:, 1], test, learned, repeats)
   at = np.argmin(held_out, axis=0)
   finals = np.take_along_axis(test, at[None], 0)[0]
   finals = np.where(np.isfinite(finals), finals, np.inf)

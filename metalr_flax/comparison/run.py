@@ -114,16 +114,16 @@ def _train_cells(
     rest = '' if console.is_terminal() else f', {left} left'
     console.say(
       f'cell {number:{len(str(total))}}/{total}  {cell.id}: '
-      f'{_say_score(outcome)}, '
-      f'{np.sum(outcome.diverged)} of {outcome.diverged.size} runs diverged  '
-      f'| {seconds:.1f} s{rest}'
+      f'{_say_score(outcome)} | {seconds:.1f} s{rest}'
     )
 
 
 def _say_score(outcome: outcomes.Outcome) -> str:
   """A cell's score: its best, or that of what its held-out losses pick."""
-  name = standings_lib.UNSEEN if outcome.cell.unseen else 'best final'
-  return f'{name} {outcome.scores[outcome.picked]:.4g}'
+  name = 'unseen' if outcome.cell.unseen else 'best'
+  bad, runs = int(np.sum(outcome.diverged)), outcome.diverged.size
+  lost = f', {bad} of {runs} diverged' if bad else ''
+  return f'{name} {outcome.scores[outcome.picked]:.4g}{lost}'
 
 
 def _interrupted(
@@ -186,6 +186,7 @@ def _make_outcome(
     curves=np.where(np.isfinite(curves), curves, np.inf),
     learned_rates=learned,
     seconds=seconds,
+    repeats=runs.repeats,
     held_out=_make_held_out(runs, unseen) if unseen else None,
   )
 

@@ -5,12 +5,14 @@ diverged; a ratio is one score over another. Below 1 the first is better, up to
 `TIE` they count as level. Where losses on unseen data are compared, the final
 is the test loss where the held-out loss was least, and a grid counts with the
 setting of the least held-out loss.
+
+A method that makes the same run of several starts counts it once.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,8 +22,8 @@ from metalr_flax.comparison import outcomes
 
 UNSEEN = 'loss on unseen data'
 TIE = 1.005
-# A geometric mean takes a ratio for at most this, and at least its inverse: one
-# run that diverged, or one loss of nearly 0, would be all that it shows.
+# Means and worst cases take a ratio for at most this, and at least its inverse:
+# one run that diverged, or one loss of nearly 0, would be all that they show.
 CAP = 100.0
 Key = tuple[str, str, str]  # problem, optimizer, method
 
@@ -46,6 +48,33 @@ class Best:
   at_the_edge: bool
   weight_decay: float | None = None
   held_out: float | None = None
+
+
+class Count(NamedTuple):
+  """How many runs a method has.
+
+  Attributes:
+    runs: one for each learning rate and seed.
+    distinct_runs: those that repeat no other's.
+    diverged: of the distinct ones.
+  """
+
+  runs: int = 0
+  distinct_runs: int = 0
+  diverged: int = 0
+
+
+def _count(
+  found: Iterable[tuple[str, outcomes.Outcome]],
+) -> dict[str, Count]:
+  """The runs of cells, those of the same name together."""
+  counts: dict[str, Count] = {}
+  for name, outcome in found:
+    diverged = int(np.sum(outcome.diverged[outcome.distinct]))
+    more = outcome.diverged.size, outcome.num_distinct, diverged
+    before = counts.get(name, Count())
+    counts[name] = Count(*(a + b for a, b in zip(before, more, strict=True)))
+  return counts
 
 
 class Standings:
@@ -88,6 +117,41 @@ class Standings:
     """The problems with a finished cell."""
     return list(dict.fromkeys(p for p, _, _ in self.outcomes))
 
+  @property
+  def panels(self) -> list[tuple[str, str]]:
+    """The `pairs`, and ('problem', '') where a problem has no optimizer."""
+    problems = dict(self.pairs)
+    alone = [(p, '') for p in self.problems if p not in problems]
+    return [*self.pairs, *alone]
+
+  def contestants(self, problem: str, optimizer: str) -> list[outcomes.Outcome]:
+    """The finished cells of a panel, in the order of the methods.
+
+    Methods with an optimizer of their own are beside the reference, or alone
+    where there is none.
+    """
+    found = [o for p, o in self.panels if p == problem]
+    home = self.reference if self.reference in found else found[0]
+    names = (optimizer, '') if optimizer == home else (optimizer,)
+    keys = [(problem, o, m) for m in methods_lib.METHODS for o in names]
+    return [self.outcomes[key] for key in keys if key in self.outcomes]
+
+  def ratio_of(self, outcome: outcomes.Outcome) -> float | None:
+    """A cell's ratio by the setting that is shown of it; None without."""
+    best = self._baseline(outcome.cell)
+    return ratio(outcome.scores[outcome.shown], best.score) if best else None
+
+  def distinct_of(self, outcome: outcomes.Outcome) -> list[float]:
+    """A cell's ratios, of the runs that repeat no other's; [] without."""
+    best = self._baseline(outcome.cell)
+    if best is None:
+      return []
+    return [ratio(outcome.scores[i], best.score) for i in outcome.distinct]
+
+  def _baseline(self, cell: cells.Cell) -> Best | None:
+    optimizer = cell.optimizer or self.reference
+    return self.best(cell.problem, optimizer, methods_lib.BASELINE)
+
   def best(self, problem: str, optimizer: str, method: str) -> Best | None:
     """The best of a grid; None where it is not finished."""
     outcome = self.outcomes.get((problem, optimizer, method))
@@ -100,7 +164,7 @@ class Standings:
       learning_rate=cell.learning_rates[index],
       score=float(outcome.scores[index]),
       std=std,
-      at_the_edge=_at_the_edge(cell, index),
+      at_the_edge=at_the_edge(cell, index),
       weight_decay=cell.weight_decays[index] if cell.weight_decays else None,
       held_out=float(np.mean(held_out.losses[index])) if held_out else None,
     )
@@ -113,10 +177,18 @@ class Standings:
       return []
     return [ratio(score, best.score) for score in outcome.scores]
 
+  def distinct_ratios(
+    self, problem: str, optimizer: str, method: str
+  ) -> list[float]:
+    """Those `ratios` that are of runs of their own."""
+    outcome = self.outcomes.get((problem, optimizer, method))
+    return self.distinct_of(outcome) if outcome else []
+
   def against(self, method: str) -> list[float]:
     """`self_tuning`'s scores, by start, over another method's.
 
     A grid counts with its best rate, a method with starts from the same start.
+    Starts of which both methods make the runs of another start are left out.
     A method without an inner optimizer is compared with `self_tuning` of the
     reference.
     """
@@ -132,9 +204,13 @@ class Standings:
       if ours is None or theirs is None:
         continue
       scores = theirs.scores
-      if kind is not methods_lib.Kind.STARTS:
+      repeats = [ours.repeats]
+      if kind is methods_lib.Kind.STARTS:
+        repeats.append(theirs.repeats)
+      else:
         scores = np.full(len(ours.scores), scores[theirs.picked])
-      found += map(ratio, ours.scores, scores)
+      _, starts = np.unique(np.stack(repeats), axis=1, return_index=True)
+      found += (ratio(ours.scores[i], scores[i]) for i in sorted(starts))
     return found
 
   def means_against(self) -> dict[str, float]:
@@ -150,21 +226,26 @@ class Standings:
 
     Each score is taken over the best constant rate of the reference optimizer;
     a grid counts with its best rate, starts with their mean and their worst.
-    `cost` is in gradient evaluations an update, a grid's of all its rates.
+    `cost` is in gradient evaluations an update, a grid's of all its rates;
+    `distinct_runs` are of all rates, starts and seeds, and of these `diverged`.
     """
     ratios: dict[str, list[float]] = {}
     costs: dict[str, float] = {}
+    named: list[tuple[str, outcomes.Outcome]] = []
     for (problem, _, _), outcome in self.outcomes.items():
       best = self.best(problem, self.reference, methods_lib.BASELINE)
       for name, value in self._entries(outcome, best).items():
         ratios.setdefault(name, []).append(value)
         costs[name] = outcome.cell.cost
+        named.append((name, outcome))
+    counts = _count(named)
     rows = [
       {
         'method': name,
         'geometric_mean': geometric_mean(values),
-        'worst': max(values),
+        'worst': cut(max(values)),
         'problems': len(values),
+        **counts[name]._asdict(),
         'cost': costs[name],
       }
       for name, values in ratios.items()
@@ -185,23 +266,19 @@ class Standings:
       chosen = 'best rate' if outcome.held_out is None else 'picked'
       return {f'{name}, {chosen}': ratios[outcome.picked]}
     if kind is methods_lib.Kind.STARTS:
+      of_starts = [ratios[i] for i in outcome.distinct]
       return {
-        f'{name}, mean of starts': geometric_mean(ratios),
-        f'{name}, worst start': max(ratios),
+        f'{name}, mean of starts': geometric_mean(of_starts),
+        f'{name}, worst start': max(of_starts),
       }
     return {name: ratios[0]}
 
-  def diverged(self) -> dict[str, tuple[int, int]]:
-    """Runs that diverged, and all runs, by method."""
-    counts: dict[str, tuple[int, int]] = {}
-    for (_, _, method), outcome in self.outcomes.items():
-      before = counts.get(method, (0, 0))
-      bad = int(np.sum(outcome.diverged))
-      counts[method] = (before[0] + bad, before[1] + outcome.diverged.size)
-    return counts
+  def counts(self) -> dict[str, Count]:
+    """How many runs there are, by method."""
+    return _count((key[-1], found) for key, found in self.outcomes.items())
 
 
-def _at_the_edge(cell: cells.Cell, index: int) -> bool:
+def at_the_edge(cell: cells.Cell, index: int) -> bool:
   """Whether a wider grid might have found a better setting; 0 is no edge."""
   rates, decays = cell.learning_rates, cell.weight_decays
   edge = rates[index] in (rates[0], rates[-1])
@@ -234,11 +311,16 @@ def median(ratios: Sequence[float]) -> float:
   return sorted(ratios)[len(ratios) // 2]
 
 
+def cut(ratio: float) -> float:
+  """A ratio as means and worst cases take it, within [1 / CAP, CAP]."""
+  return float(np.clip(ratio, 1 / CAP, CAP))
+
+
 def geometric_mean(ratios: Sequence[float]) -> float:
-  """Geometric mean of ratios cut to [1 / CAP, CAP]; NaN without any."""
+  """Geometric mean of ratios, each cut by `cut`; NaN without any."""
   if not ratios:
     return math.nan
-  return float(np.exp(np.mean(np.log(np.clip(ratios, 1 / CAP, CAP)))))
+  return float(np.exp(np.mean(np.log([cut(ratio) for ratio in ratios]))))
 
 
 def summarize_all(parts: Iterable[Standings]) -> dict[str, Any]:
@@ -254,28 +336,31 @@ def summarize(standings: Standings) -> dict[str, Any]:
   """The standings as JSON values; null stands for infinite or not finished.
 
   `share_won` is of the (problem, optimizer, start) that end level with the
-  best constant rate or better.
+  best constant rate or better, starts of the same run counted once.
   """
   all_ratios = [
     r
     for p, o in standings.pairs
-    for r in standings.ratios(p, o, methods_lib.SUBJECT)
+    for r in standings.distinct_ratios(p, o, methods_lib.SUBJECT)
   ]
   summary = {
     'pairs': [_summarize_pair(standings, p, o) for p, o in standings.pairs],
     'overall': {
       'starts': len(all_ratios),
       'share_won': share_won(all_ratios),
-      'worst_ratio': max(all_ratios, default=None),
+      'worst_ratio': cut(max(all_ratios)) if all_ratios else None,
       'diverged_runs': {
-        method: {'diverged': bad, 'runs': runs}
-        for method, (bad, runs) in standings.diverged().items()
+        method: found._asdict() for method, found in standings.counts().items()
       },
       'geometric_mean_against': standings.means_against(),
     },
     'reference_optimizer': standings.reference,
     'ranking': standings.ranking(),
-    'rules': {'tie': TIE, 'cap_in_geometric_means': CAP},
+    'rules': {
+      'tie': TIE,
+      'cap_in_geometric_means': CAP,
+      'cap_in_worst_cases': CAP,
+    },
   }
   if standings.unseen:
     summary = {'objective': UNSEEN, **summary}
@@ -302,13 +387,15 @@ def _summarize_pair(
     ratios = standings.ratios(problem, optimizer, method)
     outcome = standings.outcomes.get((problem, optimizer, method))
     if ratios and outcome is not None:
+      distinct = standings.distinct_ratios(problem, optimizer, method)
       summary[method] = {
         'starts': list(outcome.cell.learning_rates),
         'scores': outcome.scores.tolist(),
         'ratios': ratios,
-        'worst': max(ratios),
-        'median': median(ratios),
-        'best': min(ratios),
+        'distinct_starts': len(distinct),
+        'worst': cut(max(distinct)),
+        'median': cut(median(distinct)),
+        'best': cut(min(distinct)),
       }
   return summary
 

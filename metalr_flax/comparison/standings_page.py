@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 import math
 import pathlib
+import re
 from typing import Any
 
 from metalr_flax.comparison import methods as methods_lib
@@ -20,7 +21,15 @@ _FILES = {
   workdir_lib.SUMMARY: 'the same as JSON',
   folder.CONFIG: 'the whole config',
 }
-_RANKED = ('geometric_mean', 'worst', 'problems', 'cost')
+_RANKED = (
+  'geometric_mean',
+  'worst',
+  'problems',
+  'distinct_runs',
+  'diverged',
+  'cost',
+)
+_NUMBER = re.compile(r'[\d.]+(e[+-]\d+)?')
 Row = list[str | page.Cell]
 
 
@@ -85,7 +94,7 @@ def _sections(
     page.section(
       words.title,
       page.numbers(_headline(standings)),
-      _pairs(standings, f'{name}pairs'),
+      _methods(standings, f'{name}methods'),
       page.paragraph(table_lib.notes_of(standings).replace('`', '')),
     ),
     page.section(
@@ -108,38 +117,40 @@ def _headline(standings: standings_lib.Standings) -> dict[str, str]:
   ratios = [
     ratio
     for pair in standings.pairs
-    for ratio in standings.ratios(*pair, methods_lib.SUBJECT)
+    for ratio in standings.distinct_ratios(*pair, methods_lib.SUBJECT)
   ]
   share = standings_lib.share_won(ratios)
   if share is None:
     return {}
   baseline = table_lib.words_of(standings).baseline
-  bad, runs = standings.diverged()[methods_lib.SUBJECT]
+  _, runs, bad = standings.counts()[methods_lib.SUBJECT]
   return {
     f'level with {baseline} or better': f'{share:.0%} of {len(ratios)}',
-    'geometric mean of its ratio': (
-      f'{standings_lib.geometric_mean(ratios):.3g}'
+    'geometric mean of its ratio': table_lib.ratio_text(
+      standings_lib.geometric_mean(ratios)
     ),
-    'worst ratio': f'{max(ratios):.3g}',
+    'worst ratio': table_lib.ratio_text(max(ratios)),
     'diverged runs': f'{bad} of {runs}',
   }
 
 
-def _pairs(standings: standings_lib.Standings, name: str) -> str:
-  """A row for each problem and optimizer; grids are sorted by their scores."""
+def _methods(standings: standings_lib.Standings, name: str) -> str:
+  """A row for each method on each problem; cells of numbers are sorted so."""
   rows: list[Row] = []
-  for pair in standings.pairs:
-    row: Row = [*pair]
-    for grid in methods_lib.of_kind(methods_lib.Kind.GRID):
-      best = standings.best(*pair, grid)
-      score = best.score if best else math.inf
-      row.append(page.Cell(table_lib.best_text(best), score))
-    for method in methods_lib.of_kind(methods_lib.Kind.STARTS):
-      ratios = standings.ratios(*pair, method)
-      worst = max(ratios, default=math.inf)
-      row.append(page.Cell(table_lib.spread_text(ratios), worst))
-    rows.append(row)
-  return page.table(name, table_lib.pair_titles(standings), rows)
+  for problem, optimizer in standings.panels:
+    for outcome in standings.contestants(problem, optimizer):
+      texts = table_lib.make_row(standings, outcome)
+      cells: Row = [problem, outcome.cell.optimizer or '-']
+      rows.append([*cells, *map(_sortable, table_lib.ROW, texts)])
+  return page.table(name, ['problem', 'optimizer', *table_lib.ROW], rows)
+
+
+def _sortable(title: str, text: str) -> str | page.Cell:
+  """A cell of the table; one of a number is sorted by it."""
+  if title == 'method':
+    return text
+  number = _NUMBER.search(text)
+  return page.Cell(text, float(number[0]) if number else math.inf)
 
 
 def _against(standings: standings_lib.Standings, name: str) -> str:

@@ -1,9 +1,10 @@
-"""Makes the standings into a CSV file and into a Markdown table."""
+"""Makes the standings into a CSV file and Markdown tables of 100 columns."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 import csv
 import io
 import math
+import textwrap
 from typing import Any, NamedTuple
 
 from metalr_flax.comparison import methods as methods_lib
@@ -20,9 +21,13 @@ COLUMNS = (
   'diverged',
   'steps',
   'gradient_evaluations',
+  'repeats',  # the learning rate of which this is the run, too
 )
 # Of a comparison with problems of unseen data; `final` is their test loss then.
 UNSEEN_COLUMNS = ('weight_decay', 'held_out', 'stop')
+WIDTH = 100  # of a terminal that the tables fit
+ROW = 'method', 'rate', 'loss', '+-', 'ratio', 'worst', 'runs', 'diverged'
+RANKED = 'method', 'mean', 'worst', 'problems', 'runs', 'diverged', 'cost'
 
 
 class Words(NamedTuple):
@@ -31,48 +36,45 @@ class Words(NamedTuple):
   Attributes:
     title: of the whole.
     best: what precedes the name of a grid's chosen setting.
-    chosen: the column of it.
     setting: the setting itself.
-    final: what the numbers are.
+    loss: what that column is, a format of the loss's name.
     baseline: what `self_tuning` is held to.
-    over: of what the ranking's ratios are, a format of the optimizer's name.
+    edge: what a `*` says.
   """
 
   title: str
   best: str
-  chosen: str
   setting: str
-  final: str
+  loss: str
   baseline: str
-  over: str
+  edge: str
 
 
 TRAINING = Words(
   title='Comparison',
   best='best',
-  chosen='rate, final',
   setting='best rate',
-  final='Final: mean +- standard deviation over the seeds.',
+  loss='final training objective, mean over the seeds, and its standard '
+  'deviation in percent',
   baseline='the best constant rate',
-  over='Final over the best constant {} final',
+  edge='the best rate is at the edge of the grid',
 )
 UNSEEN = Words(
   title='Comparison by the loss on unseen data',
   best='picked',
-  chosen='rate, weight decay if any: loss on unseen data',
   setting='picked setting',
-  final='Loss on unseen data, {}: the test loss where the held-out loss was '
-  'least along the run, mean +- standard deviation over the seeds. Settings '
-  'are picked by held-out loss.',
+  loss='loss on unseen data, {}: the test loss where the held-out loss was '
+  'least along the run, mean over the seeds, and its standard deviation in '
+  'percent; settings are picked by held-out loss',
   baseline='the picked constant',
-  over='Loss on unseen data over that of the picked constant {}',
+  edge='the picked rate or weight decay is at the edge of the grid',
 )
 
 
+CUT = f'cut to [{1 / standings_lib.CAP:g}, {standings_lib.CAP:g}]'
 AGAINST = (
-  f'Geometric mean of its ratio over all starts, each cut to '
-  f'[1/{standings_lib.CAP:g}, {standings_lib.CAP:g}]; below 1 self_tuning is '
-  f'better:'
+  f'Geometric mean of its ratio over all distinct runs of its starts, each '
+  f'{CUT}; below 1 self_tuning is better:'
 )
 
 
@@ -103,7 +105,13 @@ def _values(outcome: outcomes.Outcome, i: int, s: int) -> list[Any]:
     bool(outcome.diverged[i, s]),
     cell.num_steps,
     cell.gradient_evaluations,
+    _repeated(outcome, i),
   ]
+
+
+def _repeated(outcome: outcomes.Outcome, i: int) -> float | str:
+  first = outcome.repeats[i]
+  return '' if first == i else outcome.cell.learning_rates[first]
 
 
 def _unseen_values(outcome: outcomes.Outcome, i: int, s: int) -> list[Any]:
@@ -116,10 +124,11 @@ def _unseen_values(outcome: outcomes.Outcome, i: int, s: int) -> list[Any]:
 
 
 def make_table(standings: standings_lib.Standings) -> str:
-  """The comparison in Markdown."""
+  """The comparison in Markdown, at most `WIDTH` columns wide."""
   parts = [
     f'# {words_of(standings).title}',
-    _pairs(standings),
+    *(_section(standings, *panel) for panel in standings.panels),
+    _fill(notes_of(standings)),
     _overall(standings),
     _ranking(standings),
   ]
@@ -131,57 +140,137 @@ def words_of(standings: standings_lib.Standings) -> Words:
   return UNSEEN if standings.unseen else TRAINING
 
 
-def _pairs(standings: standings_lib.Standings) -> str:
-  grids = methods_lib.of_kind(methods_lib.Kind.GRID)
-  starts = methods_lib.of_kind(methods_lib.Kind.STARTS)
-  titles = pair_titles(standings)
-  lines = [f'| {" | ".join(titles)} |', '|---' * len(titles) + '|']
-  for pair in standings.pairs:
-    values = [
-      *pair,
-      *(best_text(standings.best(*pair, grid)) for grid in grids),
-      *(spread_text(standings.ratios(*pair, start)) for start in starts),
-    ]
-    lines.append(f'| {" | ".join(values)} |')
-  return '\n'.join([*lines, '', notes_of(standings)])
-
-
-def pair_titles(standings: standings_lib.Standings) -> list[str]:
-  """The heads of the table of problems with their optimizers."""
-  words = words_of(standings)
-  grids = methods_lib.of_kind(methods_lib.Kind.GRID)
-  titles = [
-    'problem',
-    'optimizer',
-    *(f'{words.best} {grid}' for grid in grids),
-    *methods_lib.of_kind(methods_lib.Kind.STARTS),
+def _section(
+  standings: standings_lib.Standings, problem: str, optimizer: str
+) -> str:
+  """A problem with an optimizer: a row for each method."""
+  title = ', '.join(filter(None, (problem, optimizer)))
+  rows = [
+    make_row(standings, outcome)
+    for outcome in standings.contestants(problem, optimizer)
   ]
-  titles[2] += f': {words.chosen}'
-  titles[2 + len(grids)] += ': worst / median / best'
-  return titles
+  return f'## {title}\n\n{lay_out(ROW, rows)}'
+
+
+def make_row(
+  standings: standings_lib.Standings, outcome: outcomes.Outcome
+) -> list[str]:
+  """A cell's values of `ROW`: of its best, its picked or its median start."""
+  ratios, at = standings.distinct_of(outcome), outcome.shown
+  ratio = standings.ratio_of(outcome)
+  return [
+    outcome.cell.method,
+    _setting_text(outcome),
+    loss_text(outcome.scores[at]),
+    _spread_text(outcome, at),
+    '-' if ratio is None else ratio_text(ratio),
+    ratio_text(max(ratios)) if ratios and _has_starts(outcome) else '-',
+    _runs_text(outcome.num_distinct, outcome.diverged.size),
+    str(int(outcome.diverged[outcome.distinct].sum())),
+  ]
+
+
+def _has_starts(outcome: outcomes.Outcome) -> bool:
+  return outcome.cell.kind is methods_lib.Kind.STARTS
+
+
+def _setting_text(outcome: outcomes.Outcome) -> str:
+  """A grid's chosen setting, `*` at its edge; how many starts others have."""
+  cell, at = outcome.cell, outcome.picked
+  if _has_starts(outcome):
+    return f'{len(cell.learning_rates)} starts'
+  if cell.kind is not methods_lib.Kind.GRID:
+    return '-'
+  decay = f', {cell.weight_decays[at]:.3g}' if cell.weight_decays else ''
+  edge = '*' if standings_lib.at_the_edge(cell, at) else ''
+  return f'{cell.learning_rates[at]:.3g}{decay}{edge}'
+
+
+def loss_text(loss: float) -> str:
+  """A loss in at most eight letters, or that it diverged."""
+  if not math.isfinite(loss):
+    return 'diverged'
+  text = f'{loss:.4g}'
+  return text if len(text) <= 8 else f'{loss:.2e}'
+
+
+def _spread_text(outcome: outcomes.Outcome, at: int) -> str:
+  """The standard deviation over the seeds, in percent of the mean."""
+  mean = outcome.scores[at]
+  if outcome.cell.num_seeds < 2 or not math.isfinite(mean) or not mean:
+    return '-'
+  percent = 100 * outcome.finals[at].std() / abs(mean)
+  return f'{percent:.0f}%' if percent < 1000 else '>999%'
+
+
+def ratio_text(ratio: float) -> str:
+  """A ratio cut as means and worst cases take it; it says where it was."""
+  if ratio >= standings_lib.CAP:
+    return f'>={standings_lib.CAP:g}'
+  if ratio <= 1 / standings_lib.CAP:
+    return f'<={1 / standings_lib.CAP:g}'
+  return f'{ratio:.3g}'
+
+
+def _runs_text(distinct: int, runs: int) -> str:
+  """How many runs differ, of how many where some do not."""
+  return str(runs) if distinct == runs else f'{distinct} of {runs}'
+
+
+def lay_out(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+  """A Markdown table in columns of even width, at most `WIDTH` in all.
+
+  Args:
+    titles: of the columns.
+    rows: their values; those of the first column are shortened where they
+      would take too much room, all others stand at the right.
+  """
+  table = [[*titles], *map(list, rows)]
+  others = [
+    max(map(len, column)) for column in list(zip(*table, strict=True))[1:]
+  ]
+  room = WIDTH - 4 - sum(width + 3 for width in others)
+  table = [[_shorten(first, room), *rest] for first, *rest in table]
+  first = max(len(row[0]) for row in table)
+  rule = ['-' * first, *('-' * (width - 1) + ':' for width in others)]
+  lines = [
+    ' | '.join([row[0].ljust(first), *map(str.rjust, row[1:], others)])
+    for row in (table[0], rule, *table[1:])
+  ]
+  return '\n'.join(f'| {line} |' for line in lines)
+
+
+def _shorten(text: str, room: int) -> str:
+  return text if len(text) <= room else f'{text[: room - 3]}...'
+
+
+def _fill(text: str) -> str:
+  """Lines of at most `WIDTH` columns; an item of a list goes on indented."""
+  indent = '  ' if text.startswith('- ') else ''
+  return textwrap.fill(
+    text, WIDTH, subsequent_indent=indent, break_long_words=False
+  )
 
 
 def notes_of(standings: standings_lib.Standings) -> str:
-  """What the numbers of that table are."""
-  starts = methods_lib.of_kind(methods_lib.Kind.STARTS)
-  if not standings.unseen:
-    return (
-      f'{TRAINING.final} The columns {" and ".join(starts)} are ratios to the '
-      f'best constant final over all initial rates; inf: a seed diverged. `*`: '
-      f'the best rate is at the edge of the grid.'
-    )
+  """What the numbers of the problems' tables are."""
+  words = words_of(standings)
   labels = dict.fromkeys(map(standings.loss_label, standings.problems))
   return (
-    f'{UNSEEN.final.format(" or ".join(labels))} The columns '
-    f'{" and ".join(starts)} are ratios to that of the picked constant over '
-    f'all initial rates; inf: a seed diverged. `*`: the picked rate or weight '
-    f'decay is at the edge of the grid.'
+    f'rate: the {words.setting} of a grid, `*` where {words.edge}. '
+    f'loss, +-: {words.loss.format(" or ".join(labels))}; of starts that of '
+    f'the median one. ratio: the loss over that of {words.baseline} of the '
+    f'same optimizer (of {standings.reference} for methods with an optimizer '
+    f'of their own); worst: that of the worst start. A loss is infinite '
+    f'where a seed diverged; ratios are {CUT}. runs: those that differ, of '
+    f'all rates and seeds: a method may make the same run of several starts.'
   )
 
 
 def _overall(standings: standings_lib.Standings) -> str:
   by_pair = [
-    standings.ratios(*pair, methods_lib.SUBJECT) for pair in standings.pairs
+    standings.distinct_ratios(*pair, methods_lib.SUBJECT)
+    for pair in standings.pairs
   ]
   ratios = [ratio for found in by_pair for ratio in found]
   won = [max(found) <= standings_lib.TIE for found in by_pair if found]
@@ -191,55 +280,51 @@ def _overall(standings: standings_lib.Standings) -> str:
     lines += [
       f'- level with {words_of(standings).baseline} or better (ratio <= '
       f'{standings_lib.TIE}): {share:.0%} of {len(ratios)} (problem, '
-      f'optimizer, start)',
-      f'- from every start: {sum(won)} of {len(won)} (problem, optimizer). The '
-      f'starts are no tests of their own: those above 1e-5 begin at 1e-5',
-      f'- worst ratio to it: {max(ratios):.4g}',
+      f'optimizer, start), starts of the same run counted once',
+      f'- from every start: {sum(won)} of {len(won)} (problem, optimizer)',
+      f'- worst ratio to it: {ratio_text(max(ratios))}',
     ]
-  for method, (bad, runs) in standings.diverged().items():
+  for method, (_, runs, bad) in standings.counts().items():
     if bad or method == methods_lib.SUBJECT:
       lines.append(f'- diverged runs of {method}: {bad} of {runs}')
+  lines = [_fill(line) for line in lines]
   means = standings.means_against()
   found = {name: mean for name, mean in means.items() if not math.isnan(mean)}
   if found:
-    lines += [
-      '',
-      AGAINST,
-      '',
-      '| against | ratio |',
-      '|---|---|',
-      *(f'| {whom(standings, name)} | {v:.3g} |' for name, v in found.items()),
+    rows = [
+      [whom(standings, name), ratio_text(mean)] for name, mean in found.items()
     ]
+    lines += ['', _fill(AGAINST), '', lay_out(('against', 'ratio'), rows)]
   return '\n'.join(lines) if len(lines) > 2 else ''
 
 
 def _ranking(standings: standings_lib.Standings) -> str:
-  rows = standings.ranking()
+  rows = [
+    [
+      row['method'],
+      ratio_text(row['geometric_mean']),
+      ratio_text(row['worst']),
+      str(row['problems']),
+      _runs_text(row['distinct_runs'], row['runs']),
+      str(row['diverged']),
+      f'{row["cost"]:g}',
+    ]
+    for row in standings.ranking()
+  ]
   if not rows:
     return ''
-  lines = [
-    '## Ranking',
-    '',
-    ranking_notes(standings),
-    '',
-    '| method | geometric mean | worst | problems | cost |',
-    '|---|---|---|---|---|',
-  ]
-  for row in rows:
-    lines.append(
-      f'| {row["method"]} | {row["geometric_mean"]:.3g} | {row["worst"]:.3g} | '
-      f'{row["problems"]} | {row["cost"]:g} |'
-    )
-  return '\n'.join(lines)
+  notes = _fill(ranking_notes(standings))
+  return f'## Ranking\n\n{notes}\n\n{lay_out(RANKED, rows)}'
 
 
 def ranking_notes(standings: standings_lib.Standings) -> str:
   """What the numbers of the ranking are."""
   words = words_of(standings)
   return (
-    f'{words.over.format(standings.reference)}: geometric mean '
-    f'over the problems, cut as above. Cost: gradient evaluations an update, '
-    f"of a {words.setting} the whole grid's."
+    f'Loss over that of {words.baseline} of {standings.reference}: geometric '
+    f'mean over the problems and the worst of them, both of ratios {CUT}. '
+    f'runs: those that differ, over all rates, starts and seeds. Cost: '
+    f"gradient evaluations an update, of a {words.setting} the whole grid's."
   )
 
 
@@ -251,25 +336,3 @@ def whom(standings: standings_lib.Standings, method: str) -> str:
     methods_lib.Kind.WRAPPER: f'{method} of the same optimizer',
     methods_lib.Kind.WHOLE: f'{method} (by self_tuning {standings.reference})',
   }[methods_lib.METHODS[method].kind]
-
-
-def best_text(best: standings_lib.Best | None) -> str:
-  """A grid's chosen setting and its score, with a `*` at the grid's edge."""
-  if best is None:
-    return '-'
-  if math.isinf(best.score):
-    return 'all diverged'
-  edge = '*' if best.at_the_edge else ''
-  score = f'{best.score:.4g} +- {best.std:.2g}'
-  if best.held_out is None:
-    return f'{best.learning_rate:g}{edge}, {score}'
-  decay = '' if best.weight_decay is None else f', {best.weight_decay:g}'
-  return f'{best.learning_rate:g}{decay}{edge}: {score}'
-
-
-def spread_text(ratios: list[float]) -> str:
-  """The worst, the median and the best of ratios."""
-  if not ratios:
-    return '-'
-  middle = standings_lib.median(ratios)
-  return f'{max(ratios):.3g} / {middle:.3g} / {min(ratios):.3g}'

@@ -144,7 +144,9 @@ def test_the_summary_follows_from_the_rows(finished):
     ours = [score('self_tuning', name, rate) / best for rate in STARTS]
     assert pair['self_tuning']['ratios'] == pytest.approx(ours)
     assert pair['self_tuning']['worst'] == pytest.approx(max(ours))
-    ratios += ours
+    # Both starts are above 1e-5 and so the same run.
+    assert pair['self_tuning']['distinct_starts'] == 1
+    ratios.append(ours[0])
   overall = summary['overall']
   assert overall['worst_ratio'] == pytest.approx(max(ratios))
   assert overall['share_won'] == np.mean(np.array(ratios) <= 1.005)
@@ -154,7 +156,8 @@ def test_the_summary_follows_from_the_rows(finished):
   assert against['cosine'] is None  # not among these methods
   table = (workdir / 'table.md').read_text()
   assert table in stdout
-  assert f'{overall["share_won"]:.0%} of 4' in table
+  assert f'{overall["share_won"]:.0%} of 2' in table
+  assert max(map(len, table.splitlines())) <= 100
 
 
 @pytest.mark.thorough
@@ -175,15 +178,16 @@ def test_the_page_has_the_tables_the_pictures_and_the_command(finished):
   assert f'{workdir}/report.html in a browser' in stdout
   found = pages.parse(workdir / 'report.html')
   summary = json.loads((workdir / 'summary.json').read_text())
-  head, *rows = found.tables['pairs']
-  assert [row[:2] for row in rows] == [
-    [pair['problem'], pair['optimizer']] for pair in summary['pairs']
-  ]
-  for pair, row in zip(summary['pairs'], rows, strict=True):
+  head, *rows = found.tables['methods']
+  rows = [dict(zip(head, row, strict=True)) for row in rows]
+  assert len(rows) == CELLS
+  constants = [row for row in rows if row['method'] == 'constant']
+  for pair, row in zip(summary['pairs'], constants, strict=True):
     best = pair['constant']
-    cell = dict(zip(head, row, strict=True))['best constant: rate, final']
-    assert f'{best["learning_rate"]:g}' in cell
-    assert f'{best["score"]:.4g}' in cell
+    assert row['problem'] == pair['problem']
+    assert row['optimizer'] == pair['optimizer']
+    assert f'{best["learning_rate"]:g}' in row['rate']
+    assert f'{best["score"]:.4g}' == row['loss']
   ranking = [row[0] for row in found.tables['ranking'][1:]]
   assert ranking == [row['method'] for row in summary['ranking']]
   assert found.tags['svg'] == 4
@@ -406,8 +410,9 @@ def test_a_method_of_ones_own_is_one_entry(tmp_path, monkeypatch):
   assert [row['method'] for row in rows] == ['constant'] * 4 + ['linear'] * 4
   assert len({row['final'] for row in rows}) == 8
   table = (tmp_path / 'run' / 'table.md').read_text()
-  assert ' | best cosine | best linear | self_tuning: worst' in table
-  assert '\n| linear sgd, best rate | ' in table
+  assert '\n| constant |' in table
+  assert '\n| linear   |' in table
+  assert '\n| linear sgd, best rate   | ' in table
   for drawn in (figures[0], *figures[2:]):  # 1: of learned rates
     names = [text.get_text() for text in drawn.legends[0].get_texts()]
     assert {'constant', 'linear'} <= {*names}
@@ -416,10 +421,12 @@ def test_a_method_of_ones_own_is_one_entry(tmp_path, monkeypatch):
 # --- Ratios.
 
 
-def make_outcome(method, scores, optimizer='adam', diverged=None):
+def make_outcome(
+  method, scores, optimizer='adam', diverged=None, repeats=None, problem='p'
+):
   rates = tuple(10.0**-i for i in range(len(scores), 0, -1))
   cell = cells.Cell(
-    problem='p',
+    problem=problem,
     optimizer=optimizer,
     method=method,
     learning_rates=rates,
@@ -438,6 +445,7 @@ def make_outcome(method, scores, optimizer='adam', diverged=None):
     curves=finals,
     learned_rates=finals,
     seconds=0.0,
+    repeats=np.arange(len(scores)) if repeats is None else np.array(repeats),
   )
 
 
@@ -456,16 +464,111 @@ def test_ratios_ties_and_diverged_runs():
   assert standings.against('trainer') == pytest.approx([0.5, 0.0, 1.0, 1.0])
   assert standings.against('prodigy') == pytest.approx([2, 2.01, 4, np.inf])
   assert standings_lib.geometric_mean([1.0, np.inf]) == pytest.approx(10.0)
-  assert standings.diverged()['self_tuning'] == (1, 4)
+  assert standings.counts()['self_tuning'] == (4, 4, 1)
   best = standings.best('p', 'adam', 'constant')
   assert (best.score, best.at_the_edge) == (2.0, False)
   assert json.loads(json.dumps(standings_lib.summarize(standings)))
 
 
+def test_starts_of_the_same_run_count_once():
+  standings = standings_lib.Standings(
+    [
+      make_outcome('constant', [1.0]),
+      make_outcome('self_tuning', [4.0, 1.0, 1.0, 1.0], repeats=[0, 1, 1, 1]),
+      make_outcome('trainer', [2.0, 2.0, 4.0, 8.0]),
+    ]
+  )
+  assert standings.distinct_ratios('p', 'adam', 'self_tuning') == [4.0, 1.0]
+  assert standings.against('constant') == [4.0, 1.0]
+  # From the same start as the trainer's, whose four runs all differ.
+  assert standings.against('trainer') == [2.0, 0.5, 0.25, 0.125]
+  rows = {row['method']: row for row in standings.ranking()}
+  mean = rows['self_tuning adam, mean of starts']
+  assert mean['geometric_mean'] == pytest.approx(2.0)
+  assert (mean['distinct_runs'], mean['runs']) == (2, 4)
+  summary = standings_lib.summarize(standings)
+  assert summary['overall']['starts'] == 2
+  assert summary['overall']['share_won'] == 0.5
+  assert summary['pairs'][0]['self_tuning']['distinct_starts'] == 2
+  (line,) = [
+    line
+    for line in table_lib.make_table(standings).splitlines()
+    if line.startswith('| self_tuning ') and '4 starts' in line
+  ]
+  assert '| 2 of 4 |' in line
+
+
+def test_rates_after_the_first_step_tell_which_runs_are_the_same():
+  learned = np.array([[1e-6, 1e-6], [1e-5, 1.00001e-5], [1e-5, 1e-5]])
+  assert race._find_repeats(learned).tolist() == [0, 1, 1]
+  learned[2, 1] = 2e-5  # of one seed alone
+  assert race._find_repeats(learned).tolist() == [0, 1, 2]
+  assert race._find_repeats(learned * np.nan).tolist() == [0, 1, 2]
+
+
+def test_the_worst_is_cut_as_the_mean_is_and_nothing_that_diverged_is_lost():
+  standings = standings_lib.Standings(
+    [
+      make_outcome('constant', [1.0]),
+      make_outcome('self_tuning', [1.0, np.inf]),
+      make_outcome('prodigy', [1e17], optimizer=''),
+      make_outcome('dog', [np.inf], optimizer=''),
+    ]
+  )
+  rows = {row['method']: row for row in standings.ranking()}
+  for name in ('prodigy', 'dog'):
+    assert rows[name]['geometric_mean'] == pytest.approx(standings_lib.CAP)
+    assert rows[name]['worst'] == standings_lib.CAP
+  assert rows['dog']['diverged'] == 1
+  found = rows['self_tuning adam, mean of starts']
+  assert found['geometric_mean'] == pytest.approx(10.0)
+  overall = standings_lib.summarize(standings)['overall']
+  assert overall['worst_ratio'] == standings_lib.CAP
+  table = table_lib.make_table(standings)
+  assert '- worst ratio to it: >=100' in table
+  assert '- diverged runs of dog: 1 of 1' in table
+  (dog,) = [line for line in table.splitlines() if line[:11] == '| dog      '][
+    :1
+  ]
+  assert '| diverged |' in dog
+  assert '| >=100 |' in dog
+
+
+def test_the_table_fits_a_terminal_of_100_columns():
+  # With every method, long names, huge losses and diverged runs.
+  optimizer, problem = 'optimistic_adam_v2', 'p' * 60
+  scores = [1.2345e17, -1.2345e-17, 0.000123456, np.inf] * 10
+  made = [
+    make_outcome(
+      name, scores, method_optimizer(name, optimizer), problem=problem
+    )
+    for name in methods_lib.METHODS
+  ]
+  table = table_lib.make_table(standings_lib.Standings(made))
+  assert max(map(len, table.splitlines())) <= 100
+  for name in methods_lib.METHODS:
+    assert f'\n| {name} ' in table
+
+
+def method_optimizer(name, optimizer):
+  whole = methods_lib.METHODS[name].kind is methods_lib.Kind.WHOLE
+  return '' if whole else optimizer
+
+
+def test_cells_of_before_count_all_their_runs():
+  outcome = make_outcome('constant', [1.0, 2.0])
+  values = outcomes.to_json(outcome)
+  assert outcomes.from_json(outcome.cell, values).num_distinct == 2
+  values['repeats'] = [0, 0]
+  assert outcomes.from_json(outcome.cell, values).num_distinct == 1
+  del values['repeats']
+  assert outcomes.from_json(outcome.cell, values).num_distinct == 2
+
+
 def test_ten_times_the_start_is_diverged():
   curves = np.ones((10, 1, 3))
   curves[-1] = [[9.9, 10.1, np.nan]]
-  found = race._make_runs(np.arange(10), np.ones(3), curves, curves)
+  found = race._make_runs(np.arange(10), np.ones(3), curves, curves, None)
   assert found.diverged.tolist() == [[False, True, True]]
   assert found.finals[0, 2] == np.inf
 

@@ -159,7 +159,7 @@ def test_every_run_has_a_row_with_what_was_picked(finished):
     'constant': 64,
     'self_tuning': 64 * 1.25,
   }
-  assert 'loss on unseen data 0.' in stdout
+  assert ': unseen 0.' in stdout
 
 
 def test_the_summary_and_the_table_say_what_was_picked_by_held_out(finished):
@@ -180,8 +180,15 @@ def test_the_summary_and_the_table_say_what_was_picked_by_held_out(finished):
   table = (workdir / 'table.md').read_text()
   assert table in stdout
   assert table.startswith('# Comparison by the loss on unseen data\n')
-  assert 'Loss on unseen data, cross-entropy (nats): the test loss' in table
-  assert '\n| constant adamw, picked | 1 | 1 | 1 | 4 |\n' in table
+  words = ' '.join(table.split())
+  assert 'loss on unseen data, cross-entropy (nats): the test loss' in words
+  (line,) = [
+    line
+    for line in table.splitlines()
+    if line.startswith('| constant adamw, picked ')
+  ]
+  assert [part.strip() for part in line.split('|')[2:5]] == ['1', '1', '1']
+  assert max(map(len, table.splitlines())) <= 100
 
 
 def test_pictures_are_of_the_loss_on_unseen_data(finished):
@@ -319,6 +326,7 @@ def make_outcome(method, held_out, finals, decays=(), optimizer='adamw'):
     curves=finals,
     learned_rates=finals,
     seconds=0.0,
+    repeats=np.arange(len(finals)),
     held_out=outcomes.HeldOut(
       losses=held,
       stops=np.full(held.shape, 8),
@@ -348,7 +356,10 @@ def test_a_grid_is_picked_by_held_out_loss_and_reported_by_test_loss():
   assert means['constant adamw, picked'] == 1.0
   assert means['cosine adamw, picked'] == pytest.approx(2.0)
   table = table_lib.make_table(standings)
-  assert '| 0.01: 2 +- 0 | 0.1, 0.1*: 4 +- 0 |' in table
+  rows = [[c.strip() for c in line.split('|')] for line in table.splitlines()]
+  settings = {row[1]: row[2:4] for row in rows if len(row) > 4}
+  assert settings['constant'] == ['0.01', '2']
+  assert settings['cosine'] == ['0.1, 0.1*', '4']
 
 
 def test_a_weight_decay_of_0_is_no_edge_of_the_grid():
@@ -372,6 +383,7 @@ def test_a_run_is_stopped_before_it_diverges():
     np.array([[3.0, 3.0]]),
     losses[:, None, None],
     np.ones((4, 1, 1)),
+    None,
   )
   assert (found.finals.item(), found.stops.item()) == (2.0, 1)
   assert not found.diverged.item()
@@ -380,6 +392,7 @@ def test_a_run_is_stopped_before_it_diverges():
     np.array([[3.0, 3.0]]),
     np.full((1, 1, 1, 2), np.nan),
     np.ones((1, 1, 1)),
+    None,
   )
   assert lost.diverged.item()
   assert lost.finals.item() == np.inf
