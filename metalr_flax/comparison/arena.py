@@ -54,6 +54,10 @@ class Arena:
       instead.
     unseen: what the loss on unseen data needs; None where the training
       objective is compared.
+    test_loss: of a snapshot the loss on unseen data, a scalar, where it stands
+      beside the training objective; None where the task has no such data, or
+      where it is the objective itself.
+    loss_label: what the loss measures and its unit.
     initial: each seed's first snapshot, stacked: arrays [S, ...].
     num_steps: inner updates of a run.
     points: updates done at each evaluation, ascending; the last is num_steps.
@@ -63,6 +67,8 @@ class Arena:
   next_batch: records.NextBatch
   objective: Callable[[Snapshot], jax.Array] | None
   unseen: unseen_lib.Unseen | None
+  test_loss: Callable[[Snapshot], jax.Array] | None
+  loss_label: str
   initial: Snapshot
   num_steps: int
   points: tuple[int, ...]
@@ -131,6 +137,8 @@ def _build(config: Mapping[str, Any], problem: str) -> Arena:
     next_batch=task.next,
     objective=_make_objective(section, task, splits[0], snapshots[0], unseen),
     unseen=unseen,
+    test_loss=_make_test_loss(section, task, splits[0]),
+    loss_label=task.loss_label,
     initial=population.stack(snapshots),
     num_steps=section['num_steps'],
     points=_spread(section['num_steps'], section['num_evaluations']),
@@ -163,6 +171,21 @@ def _build_unseen(
   with refusals.fitting(section['model']['name'], section['task']['name']):
     jax.eval_shape(unseen.measure, split.params, split.model_state)
   return unseen
+
+
+def _make_test_loss(
+  section: Mapping[str, Any], task: tasks.Task, split: functional.Split
+) -> Callable[[Snapshot], jax.Array] | None:
+  """The loss on unseen data, where the objective is another and there are."""
+  if section['objective'] == config_lib.UNSEEN:
+    return None
+  batches = list(task.eval_batches())
+  if not batches:
+    return None
+  measure = unseen_lib.make_mean_loss(task, split, batches)
+  with refusals.fitting(section['model']['name'], section['task']['name']):
+    jax.eval_shape(measure, split.params, split.model_state)
+  return lambda snapshot: measure(snapshot.params, snapshot.model_state)
 
 
 def _make_objective(

@@ -28,6 +28,24 @@ class HeldOut:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Test:
+  """Losses on unseen data beside a training objective: R settings, S seeds.
+
+  They decide nothing: neither where a run stops nor which setting is picked.
+
+  Attributes:
+    finals: the mean of the last tenth of a run, inf where not finite, [R, S].
+    curves: the loss at each evaluation, mean over seeds, inf where one is not
+      finite, [R, E].
+    loss_label: what the losses measure and their unit.
+  """
+
+  finals: np.ndarray
+  curves: np.ndarray
+  loss_label: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Outcome:
   """The numbers of a finished cell: R learning rates, S seeds, E evaluations.
 
@@ -47,6 +65,7 @@ class Outcome:
     repeats: of each learning rate the first one that its runs are the runs of,
       int [R]: its own number, unless the method begins elsewhere anyway.
     held_out: None where the training objective is compared.
+    test: None where there is no unseen data, or where its loss is compared.
   """
 
   cell: cells.Cell
@@ -60,6 +79,7 @@ class Outcome:
   seconds: float
   repeats: np.ndarray
   held_out: HeldOut | None = None
+  test: Test | None = None
 
   @property
   def scores(self) -> np.ndarray:
@@ -67,6 +87,14 @@ class Outcome:
     return np.where(
       np.any(self.diverged, axis=1), np.inf, np.mean(self.finals, axis=1)
     )
+
+  @property
+  def test_scores(self) -> np.ndarray | None:
+    """Loss on unseen data, mean over the seeds, as `scores`; None without."""
+    if self.test is None:
+      return None
+    means = np.mean(self.test.finals, axis=1)
+    return np.where(np.any(self.diverged, axis=1), np.inf, means)
 
   @property
   def distinct(self) -> np.ndarray:
@@ -123,6 +151,8 @@ def to_json(outcome: Outcome) -> dict[str, Any]:
   if outcome.held_out is not None:
     values['weight_decays'] = list(cell.weight_decays)
     values['held_out'] = _held_out_to_json(outcome.held_out)
+  if outcome.test is not None:
+    values['test'] = _test_to_json(outcome.test)
   return values
 
 
@@ -133,6 +163,22 @@ def _held_out_to_json(held_out: HeldOut) -> dict[str, Any]:
     'stops': held_out.stops.tolist(),
     'curves': _plain(held_out.curves),
   }
+
+
+def _test_to_json(test: Test) -> dict[str, Any]:
+  return {
+    'loss': test.loss_label,
+    'finals': _plain(test.finals),
+    'curves': _plain(test.curves),
+  }
+
+
+def _test_from_json(values: Any) -> Test:
+  return Test(
+    finals=_array(values['finals'], np.inf),
+    curves=_array(values['curves'], np.inf),
+    loss_label=str(values['loss']),
+  )
 
 
 def _held_out_from_json(values: Any) -> HeldOut:
@@ -171,6 +217,7 @@ def from_json(cell: cells.Cell, values: Any) -> Outcome | None:
       # Cells of before do not say.
       repeats=np.asarray(values.get('repeats', range(runs[0])), int),
       held_out=_held_out_from_json(values['held_out']) if cell.unseen else None,
+      test=_test_from_json(values['test']) if 'test' in values else None,
     )
     points = (runs[0], len(outcome.steps))
   except (KeyError, TypeError, ValueError, OverflowError):
@@ -183,6 +230,9 @@ def from_json(cell: cells.Cell, values: Any) -> Outcome | None:
     held = outcome.held_out
     shapes += [held.losses.shape, held.stops.shape, held.curves.shape]
     expected += [runs, runs, points]
+  if outcome.test is not None:
+    shapes += [outcome.test.finals.shape, outcome.test.curves.shape]
+    expected += [runs, points]
   return outcome if shapes == expected else None
 
 

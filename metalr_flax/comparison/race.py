@@ -48,6 +48,8 @@ class Runs:
       its own number where they are no other's, int [R].
     held_out: of unseen data the held-out loss at each evaluation, inf where not
       finite, [E, R, S].
+    test_losses: the loss on unseen data at each evaluation, beside a training
+      objective, [E, R, S]; None without such data.
   """
 
   steps: np.ndarray
@@ -58,6 +60,7 @@ class Runs:
   diverged: np.ndarray
   repeats: np.ndarray
   held_out: np.ndarray | None = None
+  test_losses: np.ndarray | None = None
 
   @property
   def stops(self) -> np.ndarray:
@@ -113,10 +116,11 @@ def train_runs(
     rows.append(gather(row))
     done = end
     note(done * contestant.updates)
-  curves, learned = (np.stack(values) for values in zip(*rows, strict=True))
+  curves, learned, *more = map(np.stack, zip(*rows, strict=True))
   steps = np.array(ends) * contestant.updates
   make = _make_runs if arena.unseen is None else _stop_early
-  return make(steps, jax.device_get(initial), curves, learned, repeats)
+  runs = make(steps, jax.device_get(initial), curves, learned, repeats)
+  return dataclasses.replace(runs, test_losses=more[0]) if more else runs
 
 
 def _find_repeats(learned: np.ndarray) -> np.ndarray:
@@ -171,6 +175,13 @@ def _begin(
   return begin((rates, decays), arena.initial)
 
 
+def final_of(curves: np.ndarray) -> np.ndarray:
+  """The mean of the last tenth of [E, R, S], inf where not finite, [R, S]."""
+  last = curves[-max(1, len(curves) // 10) :]
+  finals = np.mean(last, axis=0, dtype=np.float64)
+  return np.where(np.isfinite(finals), finals, np.inf)
+
+
 def _make_runs(
   steps: np.ndarray,
   initial: np.ndarray,
@@ -178,9 +189,7 @@ def _make_runs(
   learned: np.ndarray,
   repeats: np.ndarray,
 ) -> Runs:
-  last = curves[-max(1, len(curves) // 10) :]
-  finals = np.mean(last, axis=0, dtype=np.float64)
-  finals = np.where(np.isfinite(finals), finals, np.inf)
+  finals = final_of(curves)
   return Runs(
     steps=steps,
     initial_objective=initial,
@@ -239,6 +248,7 @@ def _make_advance(
 ) -> Callable:
   """`(state, count) -> (state, (objective, learning_rate))` of all runs.
 
+  Where there is a loss on unseen data to stand beside, it is the third of them.
   The count is traced: stretches of all lengths are one executable.
   """
 
@@ -252,8 +262,11 @@ def _make_advance(
     zeros = jnp.zeros(shape)
     state, total = jax.lax.fori_loop(0, count, body, (state, zeros))
     snapshot, learned = jax.vmap(contestant.view)(state)
-    if arena.objective is None:
-      return state, (total / count, learned)
-    return state, (jax.vmap(arena.objective)(snapshot), learned)
+    measured = total / count
+    if arena.objective is not None:
+      measured = jax.vmap(arena.objective)(snapshot)
+    if arena.test_loss is None:
+      return state, (measured, learned)
+    return state, (measured, learned, jax.vmap(arena.test_loss)(snapshot))
 
   return advance

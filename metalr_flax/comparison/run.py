@@ -105,7 +105,7 @@ def _train_cells(
       ) from error
     seconds = time.monotonic() - begun
     outcome = _make_outcome(
-      cell, runs, arenas[cell.problem].unseen, config['seed'], seconds
+      cell, runs, arenas[cell.problem], config['seed'], seconds
     )
     workdir_lib.write_cell(workdir, outcome)
     left = clock.left(cell, seconds)
@@ -169,12 +169,12 @@ def _work(cell: cells.Cell) -> float:
 def _make_outcome(
   cell: cells.Cell,
   runs: race.Runs,
-  unseen: unseen_lib.Unseen | None,
+  arena: arena_lib.Arena,
   seed: int,
   seconds: float,
 ) -> outcomes.Outcome:
+  unseen = arena.unseen
   with np.errstate(all='ignore'):
-    curves = np.mean(runs.curves, axis=2, dtype=np.float64).T
     learned = np.exp(np.mean(np.log(runs.learned_rates), axis=2)).T
   return outcomes.Outcome(
     cell=cell,
@@ -183,11 +183,31 @@ def _make_outcome(
     finals=runs.finals,
     diverged=runs.diverged,
     steps=runs.steps,
-    curves=np.where(np.isfinite(curves), curves, np.inf),
+    curves=_mean_curves(runs.curves),
     learned_rates=learned,
     seconds=seconds,
     repeats=runs.repeats,
     held_out=_make_held_out(runs, unseen) if unseen else None,
+    test=_make_test(runs, arena.loss_label),
+  )
+
+
+def _mean_curves(curves: np.ndarray) -> np.ndarray:
+  """The mean over seeds of [E, R, S], inf where one is not finite, [R, E]."""
+  with np.errstate(all='ignore'):
+    means = np.mean(curves, axis=2, dtype=np.float64).T
+  return np.where(np.isfinite(means), means, np.inf)
+
+
+def _make_test(runs: race.Runs, loss_label: str) -> outcomes.Test | None:
+  if runs.test_losses is None:
+    return None
+  with np.errstate(all='ignore'):
+    finals = race.final_of(runs.test_losses)
+  return outcomes.Test(
+    finals=finals,
+    curves=_mean_curves(runs.test_losses),
+    loss_label=loss_label,
   )
 
 

@@ -40,6 +40,7 @@ class Best:
       have found a better.
     weight_decay: picked with the rate, None where the grid is of rates alone.
     held_out: the held-out loss that picked them, None where the score did.
+    unseen: the loss on unseen data beside a training objective, None without.
   """
 
   learning_rate: float
@@ -48,6 +49,7 @@ class Best:
   at_the_edge: bool
   weight_decay: float | None = None
   held_out: float | None = None
+  unseen: float | None = None
 
 
 class Count(NamedTuple):
@@ -100,12 +102,12 @@ class Standings:
 
   def loss_label(self, problem: str) -> str:
     """A problem's loss on unseen data and its unit, in words; '' without."""
-    labels = (
-      o.held_out.loss_label
+    found = (
+      o.held_out or o.test
       for (name, _, _), o in self.outcomes.items()
-      if name == problem and o.held_out is not None
+      if name == problem
     )
-    return next(labels, '')
+    return next((losses.loss_label for losses in found if losses), '')
 
   @property
   def pairs(self) -> list[tuple[str, str]]:
@@ -136,21 +138,46 @@ class Standings:
     keys = [(problem, o, m) for m in methods_lib.METHODS for o in names]
     return [self.outcomes[key] for key in keys if key in self.outcomes]
 
-  def ratio_of(self, outcome: outcomes.Outcome) -> float | None:
-    """A cell's ratio by the setting that is shown of it; None without."""
-    best = self._baseline(outcome.cell)
-    return ratio(outcome.scores[outcome.shown], best.score) if best else None
+  def ratio_to(
+    self, optimizer: str, outcome: outcomes.Outcome, index: int
+  ) -> float | None:
+    """A setting's score over the best constant's; None without.
+
+    Args:
+      optimizer: whose best constant rate.
+      outcome: the setting's cell.
+      index: the setting's number there.
+    """
+    best = self.best(outcome.cell.problem, optimizer, methods_lib.BASELINE)
+    return ratio(outcome.scores[index], best.score) if best else None
+
+  def test_ratio_to(
+    self, optimizer: str, outcome: outcomes.Outcome, index: int
+  ) -> float | None:
+    """The same of the loss on unseen data that stands beside an objective.
+
+    The best constant's is that of the rate which its training objective picks.
+    """
+    key = outcome.cell.problem, optimizer, methods_lib.BASELINE
+    best, ours = self.outcomes.get(key), outcome.test_scores
+    theirs = best.test_scores if best else None
+    if best is None or ours is None or theirs is None:
+      return None
+    return ratio(ours[index], theirs[best.picked])
+
+  def rival_of(self, cell: cells.Cell) -> str:
+    """The optimizer whose best constant rate a cell is held to."""
+    return cell.optimizer or self.reference
 
   def distinct_of(self, outcome: outcomes.Outcome) -> list[float]:
     """A cell's ratios, of the runs that repeat no other's; [] without."""
-    best = self._baseline(outcome.cell)
-    if best is None:
-      return []
-    return [ratio(outcome.scores[i], best.score) for i in outcome.distinct]
+    rival = self.rival_of(outcome.cell)
+    return _known(self.ratio_to(rival, outcome, i) for i in outcome.distinct)
 
-  def _baseline(self, cell: cells.Cell) -> Best | None:
-    optimizer = cell.optimizer or self.reference
-    return self.best(cell.problem, optimizer, methods_lib.BASELINE)
+  @property
+  def has_test(self) -> bool:
+    """Whether a loss on unseen data stands beside a training objective."""
+    return any(o.test is not None for o in self.outcomes.values())
 
   def best(self, problem: str, optimizer: str, method: str) -> Best | None:
     """The best of a grid; None where it is not finished."""
@@ -158,6 +185,7 @@ class Standings:
     if outcome is None:
       return None
     cell, held_out, index = outcome.cell, outcome.held_out, outcome.picked
+    tested = outcome.test_scores
     with np.errstate(invalid='ignore'):
       std = float(np.std(outcome.finals[index]))
     return Best(
@@ -167,6 +195,7 @@ class Standings:
       at_the_edge=at_the_edge(cell, index),
       weight_decay=cell.weight_decays[index] if cell.weight_decays else None,
       held_out=float(np.mean(held_out.losses[index])) if held_out else None,
+      unseen=None if tested is None else float(tested[index]),
     )
 
   def ratios(self, problem: str, optimizer: str, method: str) -> list[float]:
@@ -226,16 +255,24 @@ class Standings:
 
     Each score is taken over the best constant rate of the reference optimizer;
     a grid counts with its best rate, starts with their mean and their worst.
+    `unseen` is the mean of their ratios on unseen data, where that is beside.
     `cost` is in gradient evaluations an update, a grid's of all its rates;
     `distinct_runs` are of all rates, starts and seeds, and of these `diverged`.
     """
     ratios: dict[str, list[float]] = {}
+    tests: dict[str, list[float]] = {}
     costs: dict[str, float] = {}
     named: list[tuple[str, outcomes.Outcome]] = []
     for (problem, _, _), outcome in self.outcomes.items():
-      best = self.best(problem, self.reference, methods_lib.BASELINE)
-      for name, value in self._entries(outcome, best).items():
-        ratios.setdefault(name, []).append(value)
+      if self.best(problem, self.reference, methods_lib.BASELINE) is None:
+        continue
+      for name, settings in _named_settings(outcome).items():
+        found = [self.ratio_to(self.reference, outcome, i) for i in settings]
+        ratios.setdefault(name, []).append(geometric_mean(_known(found)))
+        found = [
+          self.test_ratio_to(self.reference, outcome, i) for i in settings
+        ]
+        tests.setdefault(name, []).extend(_known(found))
         costs[name] = outcome.cell.cost
         named.append((name, outcome))
     counts = _count(named)
@@ -244,6 +281,7 @@ class Standings:
         'method': name,
         'geometric_mean': geometric_mean(values),
         'worst': cut(max(values)),
+        'unseen': geometric_mean(tests[name]),
         'problems': len(values),
         **counts[name]._asdict(),
         'cost': costs[name],
@@ -252,30 +290,28 @@ class Standings:
     ]
     return sorted(rows, key=lambda row: row['geometric_mean'])
 
-  def _entries(
-    self, outcome: outcomes.Outcome, best: Best | None
-  ) -> dict[str, float]:
-    """A cell's ratios by the name that each has in the ranking."""
-    if best is None:
-      return {}
-    ratios = [ratio(score, best.score) for score in outcome.scores]
-    method, optimizer = outcome.cell.method, outcome.cell.optimizer
-    name = f'{method} {optimizer}'.strip()
-    kind = outcome.cell.kind
-    if kind is methods_lib.Kind.GRID:
-      chosen = 'best rate' if outcome.held_out is None else 'picked'
-      return {f'{name}, {chosen}': ratios[outcome.picked]}
-    if kind is methods_lib.Kind.STARTS:
-      of_starts = [ratios[i] for i in outcome.distinct]
-      return {
-        f'{name}, mean of starts': geometric_mean(of_starts),
-        f'{name}, worst start': max(of_starts),
-      }
-    return {name: ratios[0]}
-
   def counts(self) -> dict[str, Count]:
     """How many runs there are, by method."""
     return _count((key[-1], found) for key, found in self.outcomes.items())
+
+
+def _named_settings(outcome: outcomes.Outcome) -> dict[str, list[int]]:
+  """A cell's names in the ranking, each with the settings it stands for."""
+  method, optimizer = outcome.cell.method, outcome.cell.optimizer
+  name = f'{method} {optimizer}'.strip()
+  kind = outcome.cell.kind
+  if kind is methods_lib.Kind.GRID:
+    chosen = 'best rate' if outcome.held_out is None else 'picked'
+    return {f'{name}, {chosen}': [outcome.picked]}
+  if kind is methods_lib.Kind.STARTS:
+    starts = outcome.distinct.tolist()
+    worst = max(starts, key=lambda i: float(outcome.scores[i]))
+    return {f'{name}, mean of starts': starts, f'{name}, worst start': [worst]}
+  return {name: [0]}
+
+
+def _known(ratios: Iterable[float | None]) -> list[float]:
+  return [ratio for ratio in ratios if ratio is not None]
 
 
 def at_the_edge(cell: cells.Cell, index: int) -> bool:
@@ -378,7 +414,7 @@ def _summarize_pair(
   standings: Standings, problem: str, optimizer: str
 ) -> dict[str, Any]:
   summary: dict[str, Any] = {'problem': problem, 'optimizer': optimizer}
-  if standings.unseen:
+  if standings.loss_label(problem):
     summary['loss'] = standings.loss_label(problem)
   for method in methods_lib.of_kind(methods_lib.Kind.GRID):
     best = standings.best(problem, optimizer, method)
@@ -387,6 +423,7 @@ def _summarize_pair(
     ratios = standings.ratios(problem, optimizer, method)
     outcome = standings.outcomes.get((problem, optimizer, method))
     if ratios and outcome is not None:
+      more = outcome.test_scores
       distinct = standings.distinct_ratios(problem, optimizer, method)
       summary[method] = {
         'starts': list(outcome.cell.learning_rates),
@@ -397,6 +434,8 @@ def _summarize_pair(
         'median': cut(median(distinct)),
         'best': cut(min(distinct)),
       }
+      if more is not None:
+        summary[method]['unseen'] = more.tolist()
   return summary
 
 

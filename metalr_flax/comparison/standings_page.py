@@ -24,6 +24,7 @@ _FILES = {
 _RANKED = (
   'geometric_mean',
   'worst',
+  'unseen',
   'problems',
   'distinct_runs',
   'diverged',
@@ -142,7 +143,8 @@ def _methods(standings: standings_lib.Standings, name: str) -> str:
       texts = table_lib.make_row(standings, outcome)
       cells: Row = [problem, outcome.cell.optimizer or '-']
       rows.append([*cells, *map(_sortable, table_lib.ROW, texts)])
-  return page.table(name, ['problem', 'optimizer', *table_lib.ROW], rows)
+  titles = ['problem', 'optimizer', *table_lib.ROW]
+  return page.table(name, *table_lib.known(standings, titles, rows))
 
 
 def _sortable(title: str, text: str) -> str | page.Cell:
@@ -170,6 +172,5 @@ def _ranking(standings: standings_lib.Standings, name: str) -> str:
     ]
     for row in standings.ranking()
   ]
-  return page.table(
-    name, ['method', *(key.replace('_', ' ') for key in _RANKED)], rows
-  )
+  titles = ['method', *(key.replace('_', ' ') for key in _RANKED)]
+  return page.table(name, *table_lib.known(standings, titles, rows))

@@ -22,12 +22,33 @@ COLUMNS = (
   'steps',
   'gradient_evaluations',
   'repeats',  # the learning rate of which this is the run, too
+  'unseen',  # the loss on unseen data beside a training objective
 )
 # Of a comparison with problems of unseen data; `final` is their test loss then.
 UNSEEN_COLUMNS = ('weight_decay', 'held_out', 'stop')
 WIDTH = 100  # of a terminal that the tables fit
-ROW = 'method', 'rate', 'loss', '+-', 'ratio', 'worst', 'runs', 'diverged'
-RANKED = 'method', 'mean', 'worst', 'problems', 'runs', 'diverged', 'cost'
+BESIDE = 'unseen'  # the column of the loss on unseen data beside an objective
+ROW = (
+  'method',
+  'rate',
+  'loss',
+  '+-',
+  'ratio',
+  'worst',
+  BESIDE,
+  'runs',
+  'diverged',
+)
+RANKED = (
+  'method',
+  'mean',
+  'worst',
+  BESIDE,
+  'problems',
+  'runs',
+  'diverged',
+  'cost',
+)
 
 
 class Words(NamedTuple):
@@ -106,6 +127,7 @@ def _values(outcome: outcomes.Outcome, i: int, s: int) -> list[Any]:
     cell.num_steps,
     cell.gradient_evaluations,
     _repeated(outcome, i),
+    '' if outcome.test is None else float(outcome.test.finals[i, s]),
   ]
 
 
@@ -149,7 +171,19 @@ def _section(
     make_row(standings, outcome)
     for outcome in standings.contestants(problem, optimizer)
   ]
-  return f'## {title}\n\n{lay_out(ROW, rows)}'
+  return f'## {title}\n\n{lay_out(*known(standings, ROW, rows))}'
+
+
+def known(
+  standings: standings_lib.Standings,
+  titles: Sequence[str],
+  rows: Iterable[Sequence[Any]],
+) -> tuple[Sequence[str], Sequence[Sequence[Any]]]:
+  """A table without the column of what no cell has beside its objective."""
+  columns = zip(titles, *rows, strict=True)
+  kept = [c for c in columns if c[0] != BESIDE or standings.has_test]
+  found = list(zip(*kept, strict=True))
+  return found[0], found[1:]
 
 
 def make_row(
@@ -157,7 +191,8 @@ def make_row(
 ) -> list[str]:
   """A cell's values of `ROW`: of its best, its picked or its median start."""
   ratios, at = standings.distinct_of(outcome), outcome.shown
-  ratio = standings.ratio_of(outcome)
+  ratio = standings.ratio_to(standings.rival_of(outcome.cell), outcome, at)
+  tested = outcome.test_scores
   return [
     outcome.cell.method,
     _setting_text(outcome),
@@ -165,6 +200,7 @@ def make_row(
     _spread_text(outcome, at),
     '-' if ratio is None else ratio_text(ratio),
     ratio_text(max(ratios)) if ratios and _has_starts(outcome) else '-',
+    '-' if tested is None else loss_text(tested[at]),
     _runs_text(outcome.num_distinct, outcome.diverged.size),
     str(int(outcome.diverged[outcome.distinct].sum())),
   ]
@@ -214,7 +250,7 @@ def ratio_text(ratio: float) -> str:
 
 def _runs_text(distinct: int, runs: int) -> str:
   """How many runs differ, of how many where some do not."""
-  return str(runs) if distinct == runs else f'{distinct} of {runs}'
+  return str(runs) if distinct == runs else f'{distinct}/{runs}'
 
 
 def lay_out(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -256,15 +292,25 @@ def notes_of(standings: standings_lib.Standings) -> str:
   """What the numbers of the problems' tables are."""
   words = words_of(standings)
   labels = dict.fromkeys(map(standings.loss_label, standings.problems))
-  return (
-    f'rate: the {words.setting} of a grid, `*` where {words.edge}. '
-    f'loss, +-: {words.loss.format(" or ".join(labels))}; of starts that of '
-    f'the median one. ratio: the loss over that of {words.baseline} of the '
-    f'same optimizer (of {standings.reference} for methods with an optimizer '
-    f'of their own); worst: that of the worst start. A loss is infinite '
-    f'where a seed diverged; ratios are {CUT}. runs: those that differ, of '
-    f'all rates and seeds: a method may make the same run of several starts.'
-  )
+  measured = ' or '.join(filter(None, labels))
+  notes = [
+    f'rate: the {words.setting} of a grid, `*` where {words.edge}.',
+    f'loss, +-: {words.loss.format(measured)}; of starts that of the median '
+    f'one.',
+    f'ratio: the loss over that of {words.baseline} of the same optimizer (of '
+    f'{standings.reference} for methods with an optimizer of their own); '
+    f'worst: that of the worst start.',
+    f'A loss is infinite where a seed diverged; ratios are {CUT}.',
+    'runs: those that differ, of all rates and seeds; a method may make the '
+    'same run of several starts.',
+  ]
+  if standings.has_test:
+    notes.insert(
+      3,
+      f'{BESIDE}: the loss on unseen data of the same runs, {measured}; it '
+      f'picks nothing.',
+    )
+  return ' '.join(notes)
 
 
 def _overall(standings: standings_lib.Standings) -> str:
@@ -304,6 +350,7 @@ def _ranking(standings: standings_lib.Standings) -> str:
       row['method'],
       ratio_text(row['geometric_mean']),
       ratio_text(row['worst']),
+      '-' if math.isnan(row['unseen']) else ratio_text(row['unseen']),
       str(row['problems']),
       _runs_text(row['distinct_runs'], row['runs']),
       str(row['diverged']),
@@ -314,15 +361,17 @@ def _ranking(standings: standings_lib.Standings) -> str:
   if not rows:
     return ''
   notes = _fill(ranking_notes(standings))
-  return f'## Ranking\n\n{notes}\n\n{lay_out(RANKED, rows)}'
+  return f'## Ranking\n\n{notes}\n\n{lay_out(*known(standings, RANKED, rows))}'
 
 
 def ranking_notes(standings: standings_lib.Standings) -> str:
   """What the numbers of the ranking are."""
   words = words_of(standings)
+  beside = f'{BESIDE}: the same mean of the losses on unseen data. '
   return (
     f'Loss over that of {words.baseline} of {standings.reference}: geometric '
     f'mean over the problems and the worst of them, both of ratios {CUT}. '
+    f'{beside if standings.has_test else ""}'
     f'runs: those that differ, over all rates, starts and seeds. Cost: '
     f"gradient evaluations an update, of a {words.setting} the whole grid's."
   )

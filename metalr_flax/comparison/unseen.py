@@ -20,6 +20,7 @@ from metalr_flax.trainer import build_named
 from metalr_flax.trainer import evaluate
 
 PyTree = Any
+MeanLoss = Callable[[PyTree, PyTree], jax.Array]  # (params, model_state)
 # With batches of 32 these are 256 examples, more than the 100 that held-out
 # losses want (docs/self_tuning.md), and nearly all that the small tasks hold
 # out: 8 batches of 270 digits, four passes over 85 tumours. An evaluation costs
@@ -71,9 +72,8 @@ def build_unseen(
     next_batch=task.next_meta,
     loss_fn=functional.make_loss_fn(split.meta, task.loss),
     measure=_make_measure(
-      losses.checked('loss_fn', functional.make_loss_fn(split.eval, task.loss)),
-      _draw_held_out(task, seed),
-      test,
+      make_mean_loss(task, split, _draw_held_out(task, seed)),
+      make_mean_loss(task, split, test),
     ),
     loss_label=task.loss_label,
   )
@@ -106,13 +106,24 @@ def _draw_held_out(task: tasks.Task, seed: int) -> list[PyTree]:
   return batches
 
 
-def _make_measure(
-  loss_fn: records.LossFn, held_out: list[PyTree], test: list[PyTree]
-) -> Callable[[PyTree, PyTree], jax.Array]:
-  """The mean held-out loss and the mean test loss as one function, [2]."""
-  both = [evaluate.make_evaluate(loss_fn, part) for part in (held_out, test)]
+def make_mean_loss(
+  task: tasks.Task, split: functional.Split, batches: list[PyTree]
+) -> MeanLoss:
+  """Makes the mean loss on some batches of the model in evaluation mode.
 
-  def measure(params: PyTree, model_state: PyTree) -> jax.Array:
-    return jnp.stack([part(params, model_state)['loss'] for part in both])
+  Args:
+    task: whose loss it is.
+    split: the model.
+    batches: the data, at least one batch.
 
-  return measure
+  Returns:
+    `(params, model_state) -> loss`, a scalar.
+  """
+  loss_fn = functional.make_loss_fn(split.eval, task.loss)
+  measure = evaluate.make_evaluate(losses.checked('loss_fn', loss_fn), batches)
+  return lambda params, model_state: measure(params, model_state)['loss']
+
+
+def _make_measure(held_out: MeanLoss, test: MeanLoss) -> MeanLoss:
+  """The held-out loss and the test loss as one function, [2]."""
+  return lambda *given: jnp.stack([held_out(*given), test(*given)])

@@ -105,6 +105,10 @@ def test_every_run_has_a_row_as_its_cell_has_it(finished):
     seed = int(row['seed']) - cell['first_seed']
     assert float(row['final']) == cell['finals'][rates.index(rate)][seed]
     assert row['diverged'] == 'False'
+    at = rates.index(rate), seed
+    assert float(row['unseen']) == cell['test']['finals'][at[0]][at[1]]
+    repeated = row['method'] == 'self_tuning' and rate == STARTS[1]
+    assert row['repeats'] == (str(STARTS[0]) if repeated else '')
     gradients = 32 * (1 + 1.5) + 4 if row['method'] == 'trainer' else 32
     assert float(row['gradient_evaluations']) == gradients
 
@@ -314,6 +318,9 @@ def test_a_constant_is_a_plain_optax_loop(finished):
       update(model, optimizer, batch)
     expected = task.loss(model, task.train)[0]
     np.testing.assert_allclose(values['finals'][1][seed], expected, rtol=1e-4)
+    unseen = task.loss(model, task.test)[0]
+    found = values['test']['finals'][1][seed]
+    np.testing.assert_allclose(found, unseen, rtol=1e-4)
 
 
 @pytest.mark.thorough
@@ -422,7 +429,13 @@ def test_a_method_of_ones_own_is_one_entry(tmp_path, monkeypatch):
 
 
 def make_outcome(
-  method, scores, optimizer='adam', diverged=None, repeats=None, problem='p'
+  method,
+  scores,
+  optimizer='adam',
+  diverged=None,
+  repeats=None,
+  problem='p',
+  test=None,
 ):
   rates = tuple(10.0**-i for i in range(len(scores), 0, -1))
   cell = cells.Cell(
@@ -446,6 +459,14 @@ def make_outcome(
     learned_rates=finals,
     seconds=0.0,
     repeats=np.arange(len(scores)) if repeats is None else np.array(repeats),
+    test=None if test is None else make_test(test),
+  )
+
+
+def make_test(losses):
+  losses = np.array(losses)[:, None]
+  return outcomes.Test(
+    finals=losses, curves=losses, loss_label='cross-entropy (nats)'
   )
 
 
@@ -495,7 +516,52 @@ def test_starts_of_the_same_run_count_once():
     for line in table_lib.make_table(standings).splitlines()
     if line.startswith('| self_tuning ') and '4 starts' in line
   ]
-  assert '| 2 of 4 |' in line
+  assert '|  2/4 |' in line
+
+
+def test_unseen_loss_stands_beside_the_training_loss_and_picks_nothing():
+  standings = standings_lib.Standings(
+    [
+      make_outcome('constant', [2.0, 1.0], test=[3.0, 4.0]),
+      make_outcome('self_tuning', [1.0, 3.0, 1.0], test=[2.0, 8.0, 2.0]),
+      make_outcome('dog', [np.inf], optimizer='', test=[1.0]),
+      make_outcome('cocob', [2.0], optimizer=''),  # of before
+    ]
+  )
+  rows = [
+    [cell.strip() for cell in line.split('|')[1:-1]]
+    for line in table_lib.make_table(standings).splitlines()
+    if line.startswith('|')
+  ]
+  head, at = rows[0], rows[0].index('unseen')
+  found = {row[0]: row[at] for row in rows if len(row) == len(head)}
+  assert found['constant'] == '4'
+  assert found['self_tuning'] == '2'
+  assert found['dog'] == 'diverged'
+  assert found['cocob'] == '-'
+  ranked = {row['method']: row['unseen'] for row in standings.ranking()}
+  assert ranked['constant adam, best rate'] == 1.0
+  mean = ranked['self_tuning adam, mean of starts']
+  assert mean == pytest.approx((0.5 * 2.0 * 0.5) ** (1 / 3))
+  assert ranked['self_tuning adam, worst start'] == 2.0
+  assert ranked['dog'] == pytest.approx(standings_lib.CAP)
+  assert np.isnan(ranked['cocob'])
+  (pair,) = json.loads(json.dumps(standings_lib.summarize(standings)))['pairs']
+  assert pair['constant']['unseen'] == 4.0
+  assert pair['self_tuning']['unseen'] == [2.0, 8.0, 2.0]
+  for outcome in standings.outcomes.values():
+    values = outcomes.to_json(outcome)
+    again = outcomes.from_json(outcome.cell, values)
+    assert outcomes.to_json(again) == values
+
+
+def test_without_unseen_data_there_is_no_column_of_it():
+  config = parse('--config.only=noisy_quadratic')
+  assert arena_lib.build_arena(config, 'noisy_quadratic').test_loss is None
+  table = table_lib.make_table(
+    standings_lib.Standings([make_outcome('constant', [1.0])])
+  )
+  assert 'unseen' not in table
 
 
 def test_rates_after_the_first_step_tell_which_runs_are_the_same():
@@ -540,7 +606,11 @@ def test_the_table_fits_a_terminal_of_100_columns():
   scores = [1.2345e17, -1.2345e-17, 0.000123456, np.inf] * 10
   made = [
     make_outcome(
-      name, scores, method_optimizer(name, optimizer), problem=problem
+      name,
+      scores,
+      method_optimizer(name, optimizer),
+      problem=problem,
+      test=scores,
     )
     for name in methods_lib.METHODS
   ]
