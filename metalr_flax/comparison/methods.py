@@ -12,6 +12,7 @@ from collections.abc import Callable
 import dataclasses
 import enum
 import inspect
+import math
 from typing import Any, NamedTuple, TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -72,7 +73,10 @@ class Method:
     held_out: whether its optimizer takes `meta_grads=`, the gradient of a
       held-out batch; where the loss on unseen data is compared it is given one
       at every `HELD_OUT_EVERY`-th update.
-    color: matplotlib's, of its lines; kinds without a rate have no lines.
+    color: matplotlib's, of its lines.
+    line: matplotlib's style of them.
+    schedule: `share of the run -> share of the rate` that a grid's rate
+      follows; None where that is not known beforehand.
   """
 
   kind: Kind
@@ -81,7 +85,9 @@ class Method:
   learned_rate: Callable[[Any], 'jax.Array'] | None = None
   cost: float = 1.0
   held_out: bool = False
-  color: str = 'tab:purple'
+  color: str = 'black'
+  line: str = '-'
+  schedule: Callable[[float], float] | None = None
 
 
 def takes_decay(optimizer: str) -> bool:
@@ -167,8 +173,20 @@ def _schedule_free_params(opt_state: Any, params: Any) -> Any:
 
 
 METHODS = {
-  'constant': Method(kind=Kind.GRID, make_tx=_constant, color='tab:gray'),
-  'cosine': Method(kind=Kind.GRID, make_tx=_cosine, color='tab:blue'),
+  'constant': Method(
+    kind=Kind.GRID,
+    make_tx=_constant,
+    color='tab:gray',
+    line='--',
+    schedule=lambda share: 1.0,
+  ),
+  'cosine': Method(
+    kind=Kind.GRID,
+    make_tx=_cosine,
+    color='tab:blue',
+    line='--',
+    schedule=lambda share: 0.5 * (1 + math.cos(math.pi * share)),
+  ),
   # It differentiates the optimizer's update alone: no gradient of its own, but
   # for those of held-out batches where the loss on unseen data is compared.
   'self_tuning': Method(
@@ -188,24 +206,40 @@ METHODS = {
     cost=1 + 1.5 + 1 / UNROLL_LENGTH,
     color='tab:green',
   ),
-  'mechanize': Method(kind=Kind.WRAPPER, make_tx=_mechanize),
-  'mechanize_cosine': Method(kind=Kind.WRAPPER, make_tx=_mechanize_cosine),
-  'prodigy': Method(kind=Kind.WHOLE, make_tx=_contrib('prodigy')),
+  # A cosine has the colour of the method that it is added to.
+  'mechanize': Method(kind=Kind.WRAPPER, make_tx=_mechanize, color='tab:red'),
+  'mechanize_cosine': Method(
+    kind=Kind.WRAPPER, make_tx=_mechanize_cosine, color='tab:red', line=':'
+  ),
+  'prodigy': Method(
+    kind=Kind.WHOLE, make_tx=_contrib('prodigy'), color='tab:purple'
+  ),
   'prodigy_cosine': Method(
-    kind=Kind.WHOLE, make_tx=_contrib('prodigy', cosine=True)
+    kind=Kind.WHOLE,
+    make_tx=_contrib('prodigy', cosine=True),
+    color='tab:purple',
+    line=':',
   ),
-  'dadapt_adamw': Method(kind=Kind.WHOLE, make_tx=_contrib('dadapt_adamw')),
+  'dadapt_adamw': Method(
+    kind=Kind.WHOLE, make_tx=_contrib('dadapt_adamw'), color='tab:brown'
+  ),
   'dadapt_adamw_cosine': Method(
-    kind=Kind.WHOLE, make_tx=_contrib('dadapt_adamw', cosine=True)
+    kind=Kind.WHOLE,
+    make_tx=_contrib('dadapt_adamw', cosine=True),
+    color='tab:brown',
+    line=':',
   ),
-  'dog': Method(kind=Kind.WHOLE, make_tx=_contrib('dog')),
-  'dowg': Method(kind=Kind.WHOLE, make_tx=_contrib('dowg')),
-  'cocob': Method(kind=Kind.WHOLE, make_tx=_contrib('cocob')),
-  'momo_adam': Method(kind=Kind.WHOLE, make_tx=_contrib('momo_adam')),
+  'dog': Method(kind=Kind.WHOLE, make_tx=_contrib('dog'), color='tab:pink'),
+  'dowg': Method(kind=Kind.WHOLE, make_tx=_contrib('dowg'), color='tab:olive'),
+  'cocob': Method(kind=Kind.WHOLE, make_tx=_contrib('cocob'), color='tab:cyan'),
+  'momo_adam': Method(
+    kind=Kind.WHOLE, make_tx=_contrib('momo_adam'), color='gold'
+  ),
   # Its gradients are taken elsewhere than where it is evaluated.
   'schedule_free_adamw': Method(
     kind=Kind.WHOLE,
     make_tx=_contrib('schedule_free_adamw'),
     eval_params=_schedule_free_params,
+    color='darkblue',
   ),
 }

@@ -393,8 +393,28 @@ def test_batches_are_the_objective_where_asked_for():
   np.testing.assert_allclose(found.initial_objective[1], losses[0], rtol=1e-5)
 
 
+@pytest.fixture
+def figures(monkeypatch):
+  """All figures that are drawn, in their order."""
+  made = []
+  real = plots.drawing.figure.Figure
+
+  def figure(**kwargs):
+    made.append(real(**kwargs))
+    return made[-1]
+
+  monkeypatch.setattr(plots.drawing.figure, 'Figure', figure)
+  return made
+
+
+def names_of(figure):
+  """The methods in a figure's legend."""
+  texts = [text.get_text() for text in figure.legends[0].get_texts()]
+  return {text.removesuffix(' (no rate)') for text in texts}
+
+
 @pytest.mark.thorough
-def test_a_method_of_ones_own_is_one_entry(tmp_path, monkeypatch):
+def test_a_method_of_ones_own_is_one_entry(tmp_path, monkeypatch, figures):
   """It is trained, ranked and drawn; no other file knows its name."""
 
   def make_linear(recipe):
@@ -403,14 +423,6 @@ def test_a_method_of_ones_own_is_one_entry(tmp_path, monkeypatch):
 
   linear = methods_lib.Method(kind=methods_lib.Kind.GRID, make_tx=make_linear)
   monkeypatch.setitem(methods_lib.METHODS, 'linear', linear)
-  figures = []
-  real = plots.drawing.figure.Figure
-
-  def figure(**kwargs):
-    figures.append(real(**kwargs))
-    return figures[-1]
-
-  monkeypatch.setattr(plots.drawing.figure, 'Figure', figure)
   argv = [*TINY, methods('linear', 'constant'), f'--workdir={tmp_path / "run"}']
   assert run_here([*argv, "--config.optimizers={'sgd': {}}"]) == 0
   rows = read_rows(tmp_path / 'run')
@@ -420,9 +432,9 @@ def test_a_method_of_ones_own_is_one_entry(tmp_path, monkeypatch):
   assert '\n| constant |' in table
   assert '\n| linear   |' in table
   assert '\n| linear sgd, best rate   | ' in table
-  for drawn in (figures[0], *figures[2:]):  # 1: of learned rates
-    names = [text.get_text() for text in drawn.legends[0].get_texts()]
-    assert {'constant', 'linear'} <= {*names}
+  assert len(figures) == 4
+  for drawn in figures:
+    assert {'constant', 'linear'} <= names_of(drawn)
 
 
 # --- Ratios.
@@ -623,6 +635,56 @@ def test_the_table_fits_a_terminal_of_100_columns():
 def method_optimizer(name, optimizer):
   whole = methods_lib.METHODS[name].kind is methods_lib.Kind.WHOLE
   return '' if whole else optimizer
+
+
+def colors_of_crosses(axes):
+  return [
+    line.get_color()
+    for line in axes.lines
+    if line.get_marker() == 'x' and len(line.get_xdata())
+  ]
+
+
+def test_every_method_is_in_every_picture_also_where_all_its_runs_diverged():
+  lost = ('cosine', 'trainer', 'mechanize', 'prodigy')
+  made = [
+    make_outcome(
+      name,
+      [np.inf] * 2 if name in lost else [1.0, 2.0],
+      method_optimizer(name, 'adam'),
+      test=[3.0, 4.0],
+    )
+    for name in methods_lib.METHODS
+  ]
+  standings = standings_lib.Standings(made)
+  for picture in plots.PICTURES:
+    drawn = plots._draw(standings, picture)
+    assert {*methods_lib.METHODS} <= names_of(drawn)
+    titles = [axes.get_title() for axes in drawn.axes]
+    beside = ['p, adam, unseen data'] if picture.of_loss else []
+    assert titles == ['p, adam', *beside]
+    for axes in drawn.axes:
+      found = {line.get_color() for line in axes.lines}
+      assert found >= {m.color for m in methods_lib.METHODS.values()}
+      if picture.of_loss:
+        assert colors_of_crosses(axes) == [
+          methods_lib.METHODS[name].color for name in lost
+        ]
+
+
+def test_methods_are_told_apart_in_pictures():
+  drawn = [(m.color, m.line) for m in methods_lib.METHODS.values()]
+  assert len({*drawn}) == len(drawn)
+
+
+def test_methods_without_an_inner_optimizer_have_pictures_alone():
+  made = [make_outcome('dog', [1.0], optimizer='')]
+  standings = standings_lib.Standings(made)
+  for picture in plots.PICTURES:
+    drawn = plots._draw(standings, picture)
+    assert [axes.get_title() for axes in drawn.axes] == ['p']
+    assert names_of(drawn) == {'dog'}
+  assert '\n| dog ' in table_lib.make_table(standings)
 
 
 def test_cells_of_before_count_all_their_runs():

@@ -372,7 +372,9 @@ def test_a_picture_shows_for_each_rate_the_decay_that_was_picked():
   outcome = make_outcome('constant', [2, 1, 3, 4], [5, 6, 7, 8], (0, 1) * 2)
   rates = (0.1, 0.1, 1.0, 1.0)
   cell = dataclasses.replace(outcome.cell, learning_rates=rates)
-  found = plots._by_rate(dataclasses.replace(outcome, cell=cell))
+  found = plots._by_rate(
+    dataclasses.replace(outcome, cell=cell), outcome.scores
+  )
   np.testing.assert_array_equal(found, [[0.1, 1.0], [6, 7]])
 
 
