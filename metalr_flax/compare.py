@@ -9,8 +9,9 @@ is written to <workdir>/cells/; the same command goes on where it stopped, and
 `only` and `methods` may change. The results are comparison.csv, summary.json,
 table.md, plots/ and report.html, over all cells finished so far.
 
-A problem is compared by its training objective, or, with `objective='unseen'`,
-by the loss on unseen data, as in configs/compare_unseen.py: every run is
+A problem is compared by its training objective, with the loss on its task's
+evaluation data beside it where there are some, or, with `objective='unseen'`,
+by the loss on unseen data alone, as in configs/compare_unseen.py: every run is
 stopped where its held-out loss was least, a grid is picked by that loss, and
 the test loss there is the result.
 

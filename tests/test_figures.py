@@ -19,6 +19,7 @@ import pytest
 sys.path.append(str(pathlib.Path(__file__).parents[1] / 'benchmarks'))
 import large_model
 import large_model_report
+import readme
 import results
 import scaling
 
@@ -409,6 +410,41 @@ def test_every_ratio_is_in_the_table_above(document):
       text = text.replace(write(template, figures), '')
   found = set(re.findall(r'\b\d+(?:\.\d+)?x\b', text))
   assert found <= NOT_MEASURED.get(document, set())
+
+
+def test_readmes_table_is_made_by_its_command():
+  text = (ROOT / README).read_text()
+  assert readme.put(readme.make_table(), text) == text, (
+    'change its words in benchmarks/readme.py and run that'
+  )
+
+
+def test_readmes_picture_is_of_the_published_comparison():
+  standings = readme.read_standings(RESULTS / 'comparison')
+  before = {row['method']: row for row in COMPARISON['ranking']}
+  for row in standings.ranking():
+    published = before.pop(row['method'])
+    assert row['geometric_mean'] == pytest.approx(published['geometric_mean'])
+    assert row['worst'] == pytest.approx(min(CAP, published['worst'] or CAP))
+  assert not before
+  methods, problems = readme.draw(standings).axes
+  assert {text.get_text() for text in methods.get_yticklabels()} == {
+    run['method'] for run in RUNS
+  }
+  assert {text.get_text() for text in problems.get_yticklabels()} == {
+    run['problem'] for run in RUNS
+  }
+
+
+def test_a_result_file_that_is_missing_is_named_and_nothing_written(
+  monkeypatch, capsys, tmp_path
+):
+  monkeypatch.setattr(sys, 'argv', ['readme.py'])
+  for name in ('README', 'PICTURE', 'RESULTS'):
+    monkeypatch.setattr(readme, name, tmp_path / name)
+  assert readme.main() == 1
+  assert 'RESULTS/comparison/comparison.csv; ' in capsys.readouterr().out
+  assert not list(tmp_path.iterdir())
 
 
 def _cosine(pair):
