@@ -139,6 +139,7 @@ def build(config: Config, *, spread: bool = False) -> Experiment:
       problem,
       meta_tx,
       estimator,
+      build_optimizers.build_limit(first['meta']),
       _summarizer(task, split),
       config['average'],
       within,

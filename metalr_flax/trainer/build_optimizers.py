@@ -11,6 +11,7 @@ from metalr_flax import errors
 from metalr_flax.config import check
 from metalr_flax.config import rules
 from metalr_flax.engine import optimizers
+from metalr_flax.engine import records
 from metalr_flax.trainer import build_schedule
 from metalr_flax.trainer import lookup
 from metalr_flax.tuning import steered
@@ -162,8 +163,40 @@ def build_meta_tx(
   if section['optimizer'] == rules.STEERING:
     held_out = section['objective'] == 'held_out'
     kinds = {n: k for n, k in section['learned'].items() if n not in of_loss}
-    return steered.make(kinds, held_out=held_out)
+    return steered.make(
+      kinds, held_out=held_out, unroll_length=section['unroll_length']
+    )
   factory = lookup.find_factory('meta.optimizer', section['optimizer'])
   arguments = {'learning_rate': section['learning_rate']}
   lookup.check_arguments('meta.optimizer', factory, arguments)
   return factory(**arguments)
+
+
+def build_limit(
+  section: Section,
+) -> Callable[[records.MetaTrainState], records.MetaTrainState]:
+  """What the outer optimizer changes of the state before each window.
+
+  Where eta follows the training batches 'steering' lets kept tangents fade at
+  the drop-in's pace, `meta.discount` being the most that is kept of them.
+
+  Args:
+    section: the config's section `meta`.
+
+  Returns:
+    `state -> state`, which changes nothing with any other outer optimizer.
+  """
+  steers = section['optimizer'] == rules.STEERING
+  if not steers or section['objective'] == 'held_out':
+    return lambda state: state
+
+  def limit(state: records.MetaTrainState) -> records.MetaTrainState:
+    tangents = steered.limit_memory(
+      state.tangents,
+      state.meta_opt_state,
+      discount=section['discount'],
+      unroll_length=section['unroll_length'],
+    )
+    return state.replace(tangents=tangents)
+
+  return limit

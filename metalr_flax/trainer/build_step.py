@@ -18,6 +18,7 @@ def make_step_fn(
   problem: records.Problem,
   meta_tx: optax.GradientTransformation,
   estimator: meta_gradient.Estimator,
+  limit: Callable[[records.MetaTrainState], records.MetaTrainState],
   summarize: Callable[[records.MetaTrainState], dict[str, jax.Array]],
   average: float,
   layout: sharding.Layout | None,
@@ -28,6 +29,7 @@ def make_step_fn(
     problem: the bilevel problem.
     meta_tx: the outer optimizer, unless the step is given a member's own.
     estimator: how a window is differentiated.
+    limit: `state -> state`, see `build_optimizers.build_limit`.
     summarize: `state -> metrics`, of what the task says of the params.
     average: of the params, the share of the old one; 0 keeps none.
     layout: where the state lies on several devices; None for one device.
@@ -46,7 +48,7 @@ def make_step_fn(
     fed = problem if feed is None else feed_lib.fed(problem, feed)
     fed = layout.spread(fed) if layout else fed
     state, metrics = outer.outer_step(
-      state, fed, meta_tx=meta_tx, estimator=estimator
+      limit(state), fed, meta_tx=meta_tx, estimator=estimator
     )
     if average:
       state = state.replace(average=averaging.update(state, average))

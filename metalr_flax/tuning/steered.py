@@ -3,6 +3,13 @@
 It is an optax transformation over eta. Each meta-gradient is a slope that the
 rule in `steering` averages; the brake and the boost, which look at single
 updates of the model, have no part in it.
+
+Where eta follows the training batches the rule's clock counts updates of the
+model, as the drop-in's does: a window of K is K updates of which the last alone
+comes with a slope. If it counted windows, the climb from a low start would take
+K times as many updates. Where eta follows held-out batches it does count
+windows: a quicker climb ran past what is stable there, with no brake to stop it
+(see docs/own_loop.md).
 """
 
 from collections.abc import Mapping
@@ -19,7 +26,7 @@ from metalr_flax.tuning import steering
 
 
 def make(
-  kinds: Mapping[str, str], *, held_out: bool
+  kinds: Mapping[str, str], *, held_out: bool, unroll_length: int = 1
 ) -> optax.GradientTransformation:
   """The rule as an optax transformation.
 
@@ -28,6 +35,7 @@ def make(
     held_out: whether the outer loss is of held-out data. A weight decay then
       moves at the whole pace and, where its kind is 'log', stays where the
       drop-in keeps it.
+    unroll_length: K, updates of the model for each meta-gradient.
 
   Returns:
     A transformation whose updates move eta, scalars by hyperparameter name (and
@@ -49,7 +57,7 @@ def make(
       slopes,
       jnp.zeros_like(slopes),
       factors.stack(factors.of_name(factors.RATE, updates)),
-      state,
+      state if held_out else _after(state, unroll_length - 1),
       regularizes=held_out
       & factors.stack(factors.of_name(factors.DECAY, updates)),
     )
@@ -66,6 +74,36 @@ def make(
     return updates, state
 
   return optax.GradientTransformation(init, update)
+
+
+def limit_memory(
+  tangents: dict[str, jax.Array],
+  state: steering.Steering,
+  *,
+  discount: float,
+  unroll_length: int,
+) -> dict[str, jax.Array]:
+  """Scales kept tangents, so that they fade no slower than the drop-in's.
+
+  There update s counts s / t at update t: what is forgotten is what is old
+  against the run so far.
+
+  Args:
+    tangents: Z after the last window, arrays by leaf path; `{}` where none is
+      kept.
+    state: the rule's, before the window, its clock counting updates.
+    discount: what the estimator will multiply them by, in [0, 1].
+    unroll_length: K, updates in the window.
+
+  Returns:
+    Tangents that times `discount` are Z times the smaller of `discount` and
+    (1 - 1 / t)^K, with t the updates so far and at least 10.
+  """
+  if not tangents:
+    return {}
+  most = steering.long_discount(state) ** unroll_length
+  scale = jnp.minimum(most / discount, 1)
+  return jax.tree.map(lambda z: (scale * z).astype(z.dtype), tangents)
 
 
 def begin(
@@ -97,3 +135,11 @@ def begin(
     name: jax.tree.map(lambda v, n=name: start(n, v), value)
     for name, value in initial.items()
   }
+
+
+def _after(state: steering.Steering, count: int) -> steering.Steering:
+  """The state after a number of updates without a slope."""
+  latest = jnp.iinfo(jnp.int32).max - count
+  return state._replace(
+    time=jnp.minimum(state.time, latest) + count, waited=state.waited + count
+  )

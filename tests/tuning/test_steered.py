@@ -121,3 +121,76 @@ def test_a_rate_below_that_start_stays():
   low = factors.START / 10
   found = steered.begin({'learning_rate': low}, kinds, held_out=True)
   assert found == {'learning_rate': low}
+
+
+@pytest.mark.parametrize('unroll_length', [1, 8, 64])
+def test_a_window_counts_for_its_updates(unroll_length):
+  """On training batches; the pace is 0.1 an update, at most 1 a window."""
+  tx = steered.make(KINDS, held_out=False, unroll_length=unroll_length)
+  eta = {'learning_rate': jnp.float32(-9.0)}
+  slopes, state = {'learning_rate': jnp.float32(-1.0)}, tx.init(eta)
+  update = jax.jit(tx.update)
+  for _ in range(5):
+    moves, state = update(slopes, state, eta)
+  assert state.time == 5 * unroll_length
+  pace = min(steering.MAX_MOVE, steering.PACE / (5 * unroll_length))
+  wanted = min(pace * unroll_length, steering.MAX_JUMP)
+  assert moves['learning_rate'] == pytest.approx(wanted, rel=1e-5)
+
+
+def test_a_window_counts_once_where_eta_follows_held_out_data():
+  tx = steered.make(KINDS, held_out=True, unroll_length=8)
+  eta = {'learning_rate': jnp.float32(-9.0)}
+  moves, state = tx.update(
+    {'learning_rate': jnp.float32(-1)}, tx.init(eta), eta
+  )
+  assert state.time == 1
+  assert moves['learning_rate'] == pytest.approx(steering.MAX_MOVE, rel=1e-5)
+
+
+def test_the_clock_stops_at_the_largest_integer():
+  tx = steered.make(KINDS, held_out=False, unroll_length=2**31 - 1)
+  eta = {'learning_rate': jnp.float32(-9.0)}
+  state = tx.init(eta)
+  for _ in range(3):
+    moves, state = tx.update(eta, state, eta)
+  assert state.time == 2**31 - 1
+  assert np.isfinite(moves['learning_rate'])
+
+
+def kept(*, discount, unroll_length, windows=40):
+  """Z of windows whose updates are all 1, as `Estimator` keeps it."""
+  state, z = steering.init(1), {'w': jnp.zeros(1)}
+  for window in range(windows):
+    state = state._replace(time=jnp.int32(window * unroll_length))
+    z = steered.limit_memory(
+      z, state, discount=discount, unroll_length=unroll_length
+    )
+    z = {'w': discount * z['w'] + unroll_length}
+  return float(z['w'][0])
+
+
+def test_kept_tangents_fade_as_the_drop_ins_do():
+  state, z = steering.init(1), 0.0
+  for update in range(320):
+    gamma = steering.long_discount(state._replace(time=jnp.int32(update)))
+    z = float(gamma) * z + 1
+  assert kept(discount=1.0, unroll_length=1, windows=320) == pytest.approx(z)
+  # Within a window nothing fades.
+  assert kept(discount=1.0, unroll_length=8) == pytest.approx(z, rel=0.03)
+
+
+def test_a_discount_is_the_most_that_is_kept():
+  found = kept(discount=0.5, unroll_length=1)
+  assert found == pytest.approx(2.0)  # 1 + 1/2 + 1/4 + ...
+
+
+def test_kept_tangents_have_their_own_dtype():
+  z = {'w': jnp.ones((1, 3), jnp.bfloat16)}
+  z = steered.limit_memory(z, steering.init(1), discount=1.0, unroll_length=1)
+  assert z['w'].dtype == jnp.bfloat16
+
+
+def test_where_no_tangents_are_kept_there_are_none():
+  state = steering.init(1)
+  assert not steered.limit_memory({}, state, discount=0.0, unroll_length=8)
