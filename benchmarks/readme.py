@@ -228,7 +228,10 @@ def _make_test(
     return None
   finals = np.array([float(run['unseen']) for run in runs]).reshape(shape)
   return outcomes.Test(
-    finals=finals, curves=finals.mean(1, keepdims=True), loss_label='loss'
+    finals=finals,
+    steps=np.array([int(runs[0]['steps'])]),
+    curves=finals.mean(1, keepdims=True),
+    loss_label='loss',
   )
 
 

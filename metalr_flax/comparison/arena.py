@@ -24,6 +24,7 @@ from metalr_flax.trainer import lookup
 from metalr_flax.trainer import refusals
 
 PyTree = Any
+_RARELY = 8  # evaluations to each one of unseen data, where passes are dear
 
 
 class Snapshot(flax.struct.PyTreeNode, kw_only=True):
@@ -57,6 +58,7 @@ class Arena:
     test_loss: of a snapshot the loss on unseen data, a scalar, where it stands
       beside the training objective; None where the task has no such data, or
       where it is the objective itself.
+    test_points: updates done where that loss is taken, some of `points`.
     loss_label: what the loss measures and its unit.
     initial: each seed's first snapshot, stacked: arrays [S, ...].
     num_steps: inner updates of a run.
@@ -68,6 +70,7 @@ class Arena:
   objective: Callable[[Snapshot], jax.Array] | None
   unseen: unseen_lib.Unseen | None
   test_loss: Callable[[Snapshot], jax.Array] | None
+  test_points: tuple[int, ...]
   loss_label: str
   initial: Snapshot
   num_steps: int
@@ -132,16 +135,20 @@ def _build(config: Mapping[str, Any], problem: str) -> Arena:
   )
   _check_fit(section, task, loss_fn, snapshots[0])
   unseen = _build_unseen(config, section, task, splits[0])
+  points = _spread(section['num_steps'], section['num_evaluations'])
+  # Where a pass over data is too dear to be the objective there are fewer.
+  every = _RARELY if section['objective'] == 'batches' else 1
   return Arena(
     loss_fn=loss_fn,
     next_batch=task.next,
     objective=_make_objective(section, task, splits[0], snapshots[0], unseen),
     unseen=unseen,
     test_loss=_make_test_loss(section, task, splits[0]),
+    test_points=points[::-1][::every][::-1],
     loss_label=task.loss_label,
     initial=population.stack(snapshots),
     num_steps=section['num_steps'],
-    points=_spread(section['num_steps'], section['num_evaluations']),
+    points=points,
   )
 
 

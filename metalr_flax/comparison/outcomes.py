@@ -29,18 +29,21 @@ class HeldOut:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Test:
-  """Losses on unseen data beside a training objective: R settings, S seeds.
+  """Losses on unseen data beside a training objective.
+
+  R settings, S seeds, T evaluations.
 
   They decide nothing: neither where a run stops nor which setting is picked.
 
   Attributes:
     finals: the mean of the last tenth of a run, inf where not finite, [R, S].
-    curves: the loss at each evaluation, mean over seeds, inf where one is not
-      finite, [R, E].
+    steps: inner updates done at each evaluation, int [T].
+    curves: the mean over seeds there, inf where one is not finite, [R, T].
     loss_label: what the losses measure and their unit.
   """
 
   finals: np.ndarray
+  steps: np.ndarray
   curves: np.ndarray
   loss_label: str
 
@@ -169,6 +172,7 @@ def _test_to_json(test: Test) -> dict[str, Any]:
   return {
     'loss': test.loss_label,
     'finals': _plain(test.finals),
+    'steps': test.steps.tolist(),
     'curves': _plain(test.curves),
   }
 
@@ -176,6 +180,7 @@ def _test_to_json(test: Test) -> dict[str, Any]:
 def _test_from_json(values: Any) -> Test:
   return Test(
     finals=_array(values['finals'], np.inf),
+    steps=np.asarray(values['steps'], int),
     curves=_array(values['curves'], np.inf),
     loss_label=str(values['loss']),
   )
@@ -232,7 +237,7 @@ def from_json(cell: cells.Cell, values: Any) -> Outcome | None:
     expected += [runs, runs, points]
   if outcome.test is not None:
     shapes += [outcome.test.finals.shape, outcome.test.curves.shape]
-    expected += [runs, points]
+    expected += [runs, (runs[0], len(outcome.test.steps))]
   return outcome if shapes == expected else None
 
 

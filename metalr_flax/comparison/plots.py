@@ -48,10 +48,11 @@ class Panel(NamedTuple):
     beside = outcome.test_scores if self.beside else None
     return outcome.scores if beside is None else beside
 
-  def curves(self, outcome: outcomes.Outcome) -> np.ndarray:
-    """What is shown of each setting along a run, [R, E]."""
+  def curves(self, outcome: outcomes.Outcome) -> tuple[np.ndarray, np.ndarray]:
+    """Updates done, [E], and what is shown of each setting there, [R, E]."""
     test = outcome.test if self.beside else None
-    return outcome.curves if test is None else test.curves
+    shown = outcome if test is None else test
+    return shown.steps, shown.curves
 
 
 DrawPanel = Callable[[drawing.Axes, Panel], None]
@@ -342,9 +343,10 @@ def _draw_curves(axes: drawing.Axes, panel: Panel, *, gradients: bool) -> None:
   axes.set(yscale='log', xscale='log' if gradients else 'linear')
   for outcome in panel.found:
     cell, style = outcome.cell, _style(outcome.cell)
-    x = outcome.steps * (cell.cost if gradients else 1.0)
+    steps, curves = panel.curves(outcome)
+    x = steps * (cell.cost if gradients else 1.0)
     high = _HIGH * outcome.initial_objective or np.inf
-    curves = np.clip(panel.curves(outcome), _TINY, high)
+    curves = np.clip(curves, _TINY, high)
     if cell.kind is methods_lib.Kind.STARTS:
       low, top = curves.min(axis=0), curves.max(axis=0)
       axes.fill_between(

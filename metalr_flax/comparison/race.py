@@ -4,7 +4,8 @@ Its runs are trained as the members of a population are: by one program, spread
 over all devices. Where these do not divide the runs, the last run is trained
 several times and counted once.
 
-Shape legend: E evaluations, R learning rates, S seeds, M >= R S runs.
+Shape legend: E evaluations, T of unseen data beside an objective, R learning
+rates, S seeds, M >= R S runs.
 """
 
 from collections.abc import Callable
@@ -48,8 +49,9 @@ class Runs:
       its own number where they are no other's, int [R].
     held_out: of unseen data the held-out loss at each evaluation, inf where not
       finite, [E, R, S].
-    test_losses: the loss on unseen data at each evaluation, beside a training
-      objective, [E, R, S]; None without such data.
+    test_steps: inner updates done where the loss on unseen data is taken,
+      beside a training objective, int [T].
+    test_losses: that loss, [T, R, S]; None without such data.
   """
 
   steps: np.ndarray
@@ -60,6 +62,7 @@ class Runs:
   diverged: np.ndarray
   repeats: np.ndarray
   held_out: np.ndarray | None = None
+  test_steps: np.ndarray | None = None
   test_losses: np.ndarray | None = None
 
   @property
@@ -100,7 +103,8 @@ def train_runs(
   advance = jax.jit(
     _make_advance(contestant, arena), **sharding.options(layout, state)
   )
-  done, rows = 0, []
+  measure = _make_test_measure(contestant, arena)
+  done, rows, tests = 0, [], {}
 
   def gather(row: PyTree) -> list[np.ndarray]:
     return [x[:count].reshape(*grid, *x.shape[1:]) for x in jax.device_get(row)]
@@ -109,18 +113,26 @@ def train_runs(
   repeats = _find_repeats(gather(first)[1])
   # A step of several updates ends at the last one that is due.
   ends = [point // contestant.updates for point in arena.points]
-  for end in ends:
+  for point, end in zip(arena.points, ends, strict=True):
     if stop:
       raise errors.Interrupted(f'{stop.name}')
     state, row = advance(state, np.int32(end - done))
     rows.append(gather(row))
     done = end
+    if measure and point in arena.test_points:
+      (tests[done * contestant.updates],) = gather([measure(state)])
     note(done * contestant.updates)
-  curves, learned, *more = map(np.stack, zip(*rows, strict=True))
+  curves, learned = map(np.stack, zip(*rows, strict=True))
   steps = np.array(ends) * contestant.updates
   make = _make_runs if arena.unseen is None else _stop_early
   runs = make(steps, jax.device_get(initial), curves, learned, repeats)
-  return dataclasses.replace(runs, test_losses=more[0]) if more else runs
+  if not tests:
+    return runs
+  return dataclasses.replace(
+    runs,
+    test_steps=np.array(list(tests)),
+    test_losses=np.stack(list(tests.values())),
+  )
 
 
 def _find_repeats(learned: np.ndarray) -> np.ndarray:
@@ -248,7 +260,6 @@ def _make_advance(
 ) -> Callable:
   """`(state, count) -> (state, (objective, learning_rate))` of all runs.
 
-  Where there is a loss on unseen data to stand beside, it is the third of them.
   The count is traced: stretches of all lengths are one executable.
   """
 
@@ -262,11 +273,21 @@ def _make_advance(
     zeros = jnp.zeros(shape)
     state, total = jax.lax.fori_loop(0, count, body, (state, zeros))
     snapshot, learned = jax.vmap(contestant.view)(state)
-    measured = total / count
-    if arena.objective is not None:
-      measured = jax.vmap(arena.objective)(snapshot)
-    if arena.test_loss is None:
-      return state, (measured, learned)
-    return state, (measured, learned, jax.vmap(arena.test_loss)(snapshot))
+    if arena.objective is None:
+      return state, (total / count, learned)
+    return state, (jax.vmap(arena.objective)(snapshot), learned)
 
   return advance
+
+
+def _make_test_measure(
+  contestant: contestants.Contestant, arena: arena_lib.Arena
+) -> Callable[[PyTree], jax.Array] | None:
+  """`state -> losses on unseen data` of all runs; None without such data.
+
+  A program of its own: fewer evaluations need it than the objective.
+  """
+  test_loss = arena.test_loss
+  if test_loss is None:
+    return None
+  return jax.jit(jax.vmap(lambda state: test_loss(contestant.view(state)[0])))

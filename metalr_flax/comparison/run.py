@@ -200,12 +200,13 @@ def _mean_curves(curves: np.ndarray) -> np.ndarray:
 
 
 def _make_test(runs: race.Runs, loss_label: str) -> outcomes.Test | None:
-  if runs.test_losses is None:
+  if runs.test_losses is None or runs.test_steps is None:
     return None
   with np.errstate(all='ignore'):
     finals = race.final_of(runs.test_losses)
   return outcomes.Test(
     finals=finals,
+    steps=runs.test_steps,
     curves=_mean_curves(runs.test_losses),
     loss_label=loss_label,
   )

@@ -116,7 +116,9 @@ def test_every_run_has_a_row_as_its_cell_has_it(finished):
 @pytest.mark.thorough
 def test_a_final_is_the_end_of_its_curve(finished):
   for cell in read_cells(finished[0]).values():
-    assert cell['steps'] == [8, 16, 24, 32]
+    assert cell['steps'] == cell['test']['steps'] == [8, 16, 24, 32]
+    last = np.array(cell['test']['curves'])[:, -1]
+    np.testing.assert_allclose(np.mean(cell['test']['finals'], 1), last, 1e-6)
     means = np.mean(cell['finals'], axis=1)
     np.testing.assert_allclose(means, np.array(cell['curves'])[:, -1], 1e-6)
     tuned = cell['method'] in methods_lib.of_kind(methods_lib.Kind.STARTS)
@@ -388,6 +390,9 @@ def test_batches_are_the_objective_where_asked_for():
   for _ in range(16):
     state, loss = step(state)
     losses.append(loss)
+  # A pass over unseen data is as dear as one over the others: few of them.
+  assert found.test_steps.tolist() == [16]
+  assert found.test_losses.shape == (1, 2, 2)
   expected = [np.mean(losses[:8]), np.mean(losses[8:])]
   np.testing.assert_allclose(found.curves[:, 1, 1], expected, rtol=1e-4)
   np.testing.assert_allclose(found.initial_objective[1], losses[0], rtol=1e-5)
@@ -478,7 +483,10 @@ def make_outcome(
 def make_test(losses):
   losses = np.array(losses)[:, None]
   return outcomes.Test(
-    finals=losses, curves=losses, loss_label='cross-entropy (nats)'
+    finals=losses,
+    steps=np.array([8]),
+    curves=losses,
+    loss_label='cross-entropy (nats)',
   )
 
 
