@@ -65,4 +65,7 @@ def test_the_command_on_eight_devices_writes_what_it_does_on_one(tmp_path):
     for key in ('start', 'finals', 'curves', 'learned'):
       numbers = [np.array(x.pop(key), float) for x in (eight, one)]
       np.testing.assert_allclose(*numbers, rtol=1e-5, err_msg=name)
+    for key in ('finals', 'curves'):
+      numbers = [np.array(x['test'].pop(key)) for x in (eight, one)]
+      np.testing.assert_allclose(*numbers, rtol=1e-5, err_msg=name)
     assert eight == one
