@@ -13,9 +13,11 @@ last updates are undone, and training begins anew at a lower rate. A rise of
 this size is how training goes on only where it started at a saddle; so each one
 raises the mark, and what comes again is soon believed.
 
-Where held-out data is given the norm's mark also falls with time, though not
-below the running mean. A network that has memorised its data has gradients of a
-thousandth of the first ones, and explodes long before it comes back to those.
+A second mark of the norm falls with time, though not below the running mean.
+What has fitted its data has gradients of a thousandth of the first ones, and
+explodes long before it comes back to those. It counts where the last updates
+went uphill as well, which they do in an explosion and not on the way out of a
+saddle; and wherever held-out data is given.
 """
 
 from typing import Any, NamedTuple
@@ -30,7 +32,7 @@ EXCESS = 10.0  # times the mark: too high
 RAISE = 3.0  # times the mark, after an explosion
 RAISE_BATCH = 1.05  # times the mark, after one batch: it hides no explosion
 BACK_OFF = 2.3  # e-folds that the learning rate loses
-FORGET = 3.0  # on held-out data the mark falls as time to the power of -3
+FORGET = 3.0  # the second mark falls as time to the power of -3
 AVERAGED = 5.0  # updates in the running means
 MIN_AGE = 10.0  # updates between two looks at the mark, at least
 AGE_SHARE = 0.1  # of the run so far
@@ -39,11 +41,12 @@ DISPLACED = 3  # updates in the displacement, at most
 
 
 class Levels(NamedTuple):
-  """Running means of gradient norm and loss, and their highest values.
+  """Running means of gradient norm, loss and norm again; their highest values.
 
   Attributes:
-    level: their running means, float32 [2].
-    mark: the highest means while training was stable, float32 [2].
+    level: their running means, float32 [3].
+    mark: the highest means while training was stable, float32 [3]; that of the
+      second norm falls with time.
     due: update at which the mark is looked at again, float32 scalar.
   """
 
@@ -93,11 +96,11 @@ class Verdict(NamedTuple):
 def init() -> Guard:
   """The state before the first gradient."""
   # Each leaf has an array of its own, for a state is donated.
-  pair = lambda: jnp.zeros(2, jnp.float32)
+  three = lambda: jnp.zeros(3, jnp.float32)
   flag = lambda: jnp.zeros((), jnp.bool_)
   count = lambda: jnp.zeros((), jnp.int32)
   return Guard(
-    levels=Levels(pair(), pair(), jnp.zeros((), jnp.float32)),
+    levels=Levels(three(), three(), jnp.zeros((), jnp.float32)),
     suspect=flag(),
     restart=flag(),
     held=count(),
@@ -112,7 +115,7 @@ def watch(
   grads: PyTree,
   step: jax.Array,
   value: jax.typing.ArrayLike | None,
-  held_out: jax.typing.ArrayLike = False,
+  rising: jax.typing.ArrayLike = False,
 ) -> tuple[Verdict, Guard]:
   """Decides whether to make, skip or undo an update.
 
@@ -121,13 +124,13 @@ def watch(
     grads: of params' structure.
     step: updates done before, int32 scalar.
     value: the loss, where the caller gave it.
-    held_out: whether held-out data was ever given, boolean scalar: the mark
-      then falls with time.
+    rising: whether the mark that falls counts, boolean scalar: where the last
+      updates went uphill.
   """
   seen, finite = _seen(grads, value)
-  levels = _forgotten(guard.levels, step, held_out)
+  levels = _forgotten(guard.levels, step)
   calm, over = _compare(levels, seen, step)
-  over = over & finite
+  over = over & finite & jnp.stack([True, True, jnp.asarray(rising)])
   high = jnp.any(over)
   streak = jnp.where(finite, 0, guard.streak + 1)
   unfit = (streak == PATIENCE) & (guard.held > 0)
@@ -151,24 +154,22 @@ def watch(
   )
 
 
-def _forgotten(
-  levels: Levels, step: jax.Array, held_out: jax.typing.ArrayLike
-) -> Levels:
-  """The levels with a norm's mark that falls, down to the running mean.
+def _forgotten(levels: Levels, step: jax.Array) -> Levels:
+  """The levels with the last mark fallen, down to the running mean.
 
   The loss's stays: a loss near 0, or below, is none to compare with.
   """
   age = jnp.maximum(step.astype(jnp.float32), MIN_AGE)
   lowest = jnp.minimum(levels.level, levels.mark)
   mark = jnp.maximum(jnp.exp(-FORGET / age) * levels.mark, lowest)
-  falls = jnp.array([True, False]) & held_out  # norm, loss
+  falls = jnp.array([False, False, True])  # norm, loss, norm
   return levels._replace(mark=jnp.where(falls, mark, levels.mark))
 
 
 def _compare(
   levels: Levels, seen: jax.Array, step: jax.Array
 ) -> tuple[Levels, jax.Array]:
-  """Updates the running means, and says which are too high, bool [2]."""
+  """Updates the running means, and says which are too high, bool [3]."""
   level = jnp.where(
     step == 0, seen, levels.level + (seen - levels.level) / AVERAGED
   )
@@ -201,7 +202,7 @@ def _updated(
 def _seen(
   grads: PyTree, value: jax.typing.ArrayLike | None
 ) -> tuple[jax.Array, jax.Array]:
-  """Gradient norm and loss, float32 [2], and whether both were finite."""
+  """Gradient norm, loss and norm, float32 [3], and whether all are finite."""
   squares = [
     jnp.sum(jnp.square(_real(g).astype(jnp.float32)))
     for g in jax.tree.leaves(grads)
@@ -209,7 +210,7 @@ def _seen(
   loss = jnp.asarray(0.0 if value is None else value, jnp.float32)
   norm = jnp.sqrt(sum(squares, start=jnp.zeros((), jnp.float32)))
   # A loss below 0 is never too high; NaN stays NaN.
-  seen = jnp.stack([norm, jnp.maximum(loss, 0)])
+  seen = jnp.stack([norm, jnp.maximum(loss, 0), norm])
   # A norm above 1e19, whose square float32 does not hold, is not finite either.
   finite = jnp.all(jnp.isfinite(seen)) & jnp.isfinite(loss)
   return jnp.nan_to_num(seen), finite

@@ -80,6 +80,67 @@ def find_slopes(
   return contract(jnp.zeros(len(eta)), gradient, tangents[: len(gradient)])
 
 
+def find_norms(eta: Eta, tree: PyTree, labels: PyTree | None) -> Eta:
+  """The norm of each group's leaves, as large as its squares in float32 allow.
+
+  Args:
+    eta: scalars by hyperparameter name; each gets the same norm.
+    tree: of params' structure, or their leaves.
+    labels: the group of each parameter, None where there are none.
+
+  Returns:
+    Scalars of eta's structure, float32.
+  """
+  leaves = jax.tree.leaves(tree)
+  groups = [''] * len(leaves) if labels is None else jax.tree.leaves(labels)
+  contract = slopes_lib.make_contract(eta, groups)
+  squares = contract(
+    jnp.zeros(len(eta)),
+    [jnp.conj(leaf) for leaf in leaves],
+    tuple(_widened(leaf)[None] for leaf in leaves),
+  )
+  return jax.tree.map(jnp.sqrt, squares)
+
+
+def find_cosines(
+  eta: Eta,
+  grads: PyTree,
+  params: PyTree,
+  displacement: Tangents,
+  labels: PyTree | None,
+  scale: jax.Array,
+) -> tuple[Eta, Eta]:
+  """Cosines of g and the displacement, each over a group's parameters.
+
+  Args:
+    eta: scalars by hyperparameter name; each gets the same cosine.
+    grads: g, as for `find_slopes`.
+    params: where g was taken.
+    displacement: by the place of the parameter, [1, ...].
+    labels: the group of each parameter, None where there are none.
+    scale: what the displacement is divided by before it is squared, scalar:
+      its squares may be too small for float32.
+
+  Returns:
+    Scalars in [-1, 1] of eta's structure, float32, 0 where either is 0; and
+    norms of the displacement.
+  """
+  along = tuple(
+    (d / scale).astype(d.dtype) for d in jax.tree.leaves(displacement)
+  )
+  slopes = find_slopes(eta, grads, params, along, labels)
+  sizes = find_norms(eta, grads, labels)
+  displaced = find_norms(eta, [d[0] for d in along], labels)
+  tiny = jnp.finfo(jnp.float32).tiny
+  cosines = jax.tree.map(
+    lambda slope, g, d: slope / jnp.maximum(g * d, tiny),
+    slopes,
+    sizes,
+    displaced,
+  )
+  return cosines, jax.tree.map(lambda d: d * scale, displaced)
+
+
 def push_update(
   update: Update,
   params: PyTree,

@@ -52,6 +52,11 @@ class OuterOptimizer:
       return self.meta_tx.init(eta)
     return steering_lib.init(len(jax.tree.leaves(eta)))
 
+  def find_scales(self, eta: Eta, params: PyTree) -> Eta:
+    """Norms of the parameters that each learning rate moves, by name."""
+    labels = factors.expand_labels(self.labels, params)
+    return online.find_norms(_rates(eta), params, labels)
+
   def follow(
     self, outer: held_out_lib.Outer, state: SelfTuningState, params: PyTree
   ) -> tuple[Eta, Any]:
@@ -107,17 +112,18 @@ class OuterOptimizer:
     state = self._begun(state, outer)
     is_rate, regularizes = self._marks(state)
     eta = factors.stack(state.eta)
-    steering = _restarted(state.meta_opt_state, restart)
-    long, quick, outer_quick = select.zero_where(restart, slopes)
+    steering = _restarted(state.meta_opt_state, eta, restart)
+    long, cosines, outer_cosines, shares = select.zero_where(restart, slopes)
     rows, steering = steering_lib.steer(
       eta,
       long,
-      quick,
+      cosines,
       is_rate,
       steering,
       known=outer.known,
       regularizes=regularizes,
-      outer_quick_slopes=outer_quick,
+      outer_cosines=outer_cosines,
+      shares=shares,
     )
     fall = _fall(eta, is_rate, regularizes)
     rows = jnp.where(restart, fall, jnp.where(back, 0, rows))
@@ -131,14 +137,18 @@ class OuterOptimizer:
     state: SelfTuningState,
     params: PyTree,
   ) -> tuple[jax.Array, ...]:
-    """The long slopes, and the quick ones of either gradient, [n] each."""
+    """The long slopes, either gradient's cosines, the last updates' shares.
+
+    Returns:
+      Of each eta, [n] each; 0 but for the first of one that is no rate.
+    """
     long = self._find_slopes(outer, state, params)
-    quick = self._find_quick_slopes(grads, state, params)
-    outer_quick = quick
+    cosines, shares = self._find_cosines(grads, state, params)
+    outer_cosines = cosines
     if outer.grads is not grads:
-      outer_quick = self._find_quick_slopes(outer.grads, state, params)
-    zeros = jax.tree.map(jnp.zeros_like, long)
-    rows = long, {**zeros, **quick}, {**zeros, **outer_quick}
+      outer_cosines, _ = self._find_cosines(outer.grads, state, params)
+    zeros = _zeros(long)
+    rows = long, *({**zeros, **c} for c in (cosines, outer_cosines, shares))
     return tuple(factors.stack(row) for row in rows)
 
   def _find_slopes(
@@ -150,13 +160,33 @@ class OuterOptimizer:
       state.eta, outer.grads, params, state.tangents, labels
     )
 
-  def _find_quick_slopes(
+  def _find_cosines(
     self, grads: PyTree, state: SelfTuningState, params: PyTree
-  ) -> Eta:
-    """A loss's slopes along the last updates, of a learning rate alone."""
+  ) -> tuple[Eta, Eta]:
+    """A gradient's cosines with the last updates, of a learning rate alone.
+
+    Returns:
+      Those, and the norms of the updates over those of the parameters; 0 where
+      the first parameters were.
+    """
+    rate = _rates(state.eta)
+    if not rate:
+      return {}, {}
     labels = factors.expand_labels(self.labels, params)
-    rate = {n: eta for n, eta in state.eta.items() if n == factors.RATE}
-    return online.find_slopes(rate, grads, params, state.displacement, labels)
+    kind = {factors.RATE: self.learned[factors.RATE]}
+    rates = factors.constrain(state.base, rate, kind)
+    largest = jnp.max(jnp.stack(jax.tree.leaves(rates)))
+    cosines, displaced = online.find_cosines(
+      rate, grads, params, state.displacement, labels, largest
+    )
+    tiny = jnp.finfo(jnp.float32).tiny
+    shares = jax.tree.map(
+      lambda d, norm, first: jnp.where(first > 0, d / (norm + tiny), 0),
+      displaced,
+      self.find_scales(rate, params),
+      state.scales,
+    )
+    return cosines, shares
 
   def _begun(
     self, state: SelfTuningState, outer: held_out_lib.Outer
@@ -199,11 +229,20 @@ class OuterOptimizer:
     return select.where(state.held_out, kept, eta)
 
 
+def _rates(eta: Eta) -> Eta:
+  return {n: e for n, e in eta.items() if n == factors.RATE}
+
+
+def _zeros(eta: Eta) -> Eta:
+  return jax.tree.map(lambda e: jnp.zeros(jnp.shape(e), jnp.float32), eta)
+
+
 def _restarted(
-  steering: steering_lib.Steering, restart: jax.Array
+  steering: steering_lib.Steering, eta: jax.Array, restart: jax.Array
 ) -> steering_lib.Steering:
   """What the rule remembers: of an explosion alone where training restarts."""
-  return select.where(restart, steering_lib.begin_anew(steering), steering)
+  anew = steering_lib.begin_anew(steering, eta)
+  return select.where(restart, anew, steering)
 
 
 def _fall(

@@ -24,6 +24,8 @@ class SelfTuningState(NamedTuple):
       [k, ...], k hyperparameters, or None where the leaf does not move.
     displacement: the sum of the last one to three updates, [1, ...] by place.
     guard: against explosions; None where nothing is guarded.
+    scales: norms of the first parameters that each learning rate moves, by its
+      name; empty where nothing is guarded.
     step: updates done, int32 scalar.
     held_out: whether finite `meta_grads` were ever given, boolean scalar.
   """
@@ -35,5 +37,6 @@ class SelfTuningState(NamedTuple):
   tangents: Tangents
   displacement: Tangents
   guard: guard_lib.Guard | None
+  scales: Eta
   step: jax.Array
   held_out: jax.Array

@@ -97,11 +97,12 @@ def limit_memory(
 
   Returns:
     Tangents that times `discount` are Z times the smaller of `discount` and
-    (1 - 1 / t)^K, with t the updates so far and at least 10.
+    (1 - 1 / t)^K, with t the updates so far and at least 10; the latter times
+    the factor by which all rates fell at the last outer step.
   """
   if not tangents:
     return {}
-  most = steering.long_discount(state) ** unroll_length
+  most = steering.long_discount(state, unroll_length)
   scale = jnp.minimum(most / discount, 1)
   return jax.tree.map(lambda z: (scale * z).astype(z.dtype), tangents)
 

@@ -1,20 +1,33 @@
 r"""The rule by which eta moves.
 
-Two slopes are read at each update, the gradient along
+Two things are read at each update:
 
-    long     Z_t = sum_s (s / t) u_s: what the whole run so far has done
-    quick    the displacement of the last one to three updates
+    long     g . Z, with Z_t = sum_s (s / t) u_s: what the whole run has done
+    cosine   of g and the displacement, the sum of the last one to three updates
 
-The long one decides. Its mean over its root mean square, both over a share of
+The long slope decides. Its mean over its root mean square, both over a share of
 the run, is a number q in [-1, 1]: 1 where the slope has one sign, near 0 where
 it is noise. eta moves by -pace q, and the pace falls as 1 / t: every window is
 a share of the time gone by, so the rule has no horizon to be told, and noise
 cannot walk eta away late in a run (the sum of 1 / t^2 is finite).
 
-The quick one overrules it for the learning rate where it is sure. All of the
-last updates uphill: the rate is past what is stable, and falls at once,
-whatever the run as a whole has gained. All of them downhill: the rate grows,
-whatever was learned before.
+The cosine overrules it for the learning rate. Its size is a distance from what
+is stable: of SGD on a quadratic it is -1 far below, half of rate times
+curvature where only noise is left, and 1 where updates overshoot and grow. Near
+1 for some updates, and the rate falls at once, whatever the run as a whole has
+gained. Downhill at nearly all of the last updates, and the rate grows: where
+the cosine is near -1 by that alone, which follows a target that starts to move,
+and else where the long slope agrees. Updates that each see other parameters,
+those of a large embedding, go downhill at any rate, with a cosine of -0.1.
+
+The updates are compared with the parameters, in norm. The first ten are made as
+large as a thousandth of those: where they are smaller the rate grows by up to a
+factor of e each time. And no rate grows whose updates are above a tenth.
+Parameters that begin at 0 have no scale, and this rests.
+
+A rate at which training exploded is a ceiling from then on, and rises as the
+logarithm of time. Where all rates fall Z is made smaller by as much: the large
+updates of before would fill it for long.
 
 Other hyperparameters move by the long slope alone, at a third of the pace:
 without the Hessian their slope says too much, above all that of a momentum.
@@ -46,7 +59,7 @@ from metalr_flax.tuning import select
 
 # Of the long slope: its window has a share of 1 of the updates so far.
 MIN_WINDOW = 10.0
-AVERAGED_SHARE = 0.3
+AVERAGED_SHARE = 0.2
 MIN_AVERAGED = 5.0
 MAX_MOVE = 0.1
 MAX_JUMP = 1.0
@@ -54,12 +67,27 @@ PACE = 6.0
 # Of the quick one.
 QUICK_AVERAGED = 20.0
 SURE = 0.7
-BRAKE = 0.2
 BOOST = 0.1
+GAINS = 0.4
+ALONG = 0.6
+# Of the last few cosines: the brake, and what the guard takes for uphill.
+LATELY_AVERAGED = 4.0
+BRAKE = 0.5
+STEEP, CONFIRMED = 0.6, 0.2
+STEEPEST = 0.8
+RISING = 0.2
 OTHERS_SHARE = 0.3
 UPHILL = 0.5
 OWED = 1.6
 OWED_SHARE = 0.1
+# Of the ceiling: e-folds below the rate that exploded; the fastest way there.
+BELOW = 2.0
+FALL = 0.2
+# Of an update's share in the parameters.
+FIRST_UPDATES = 10
+FIRST_SHARE = 1e-3
+FIRST_MOVE = 1.0
+LARGEST_SHARE = 0.1
 LARGEST = 1e37
 
 
@@ -83,20 +111,28 @@ class Steering(NamedTuple):
 
   Attributes:
     long: averages of the long slopes.
-    quick: averages of the quick slopes.
-    outer_quick: averages of the quick slopes of the outer gradient, the one
-      that the long slopes are of.
+    quick: averages of the cosines over `QUICK_AVERAGED` updates.
+    lately: averages of the cosines over `LATELY_AVERAGED` updates.
+    outer_quick: averages of the cosines of the outer gradient, the one that the
+      long slopes are of.
     time: updates since the rule began, int32 scalar.
     waited: updates since the last long slope was known, int32 scalar.
     owed: what each rate still gets back after an explosion, float32 scalar.
+    ceiling: of each eta of a rate, float32 [n]; infinite before an explosion.
+    grown: what the start has added to each eta, float32 [n].
+    fell: the move of the rate that fell the least, at most 0, float32 scalar.
   """
 
   long: Average
   quick: Average
+  lately: Average
   outer_quick: Average
   time: jax.Array
   waited: jax.Array
   owed: jax.Array
+  ceiling: jax.Array
+  grown: jax.Array
+  fell: jax.Array
 
 
 def init(count: int) -> Steering:
@@ -106,21 +142,34 @@ def init(count: int) -> Steering:
   return Steering(
     long=_start(count),
     quick=_start(count),
+    lately=_start(count),
     outer_quick=_start(count),
     time=zero(),
     waited=zero(),
     owed=jnp.zeros(()),
+    ceiling=jnp.full(count, jnp.inf, jnp.float32),
+    grown=jnp.zeros(count, jnp.float32),
+    fell=jnp.zeros((), jnp.float32),
   )
 
 
-def begin_anew(steering: Steering) -> Steering:
+def begin_anew(steering: Steering, eta: jax.Array) -> Steering:
   """The state after an explosion: all averages at 0, the time kept.
 
-  Most of what the rates have lost comes back within a share of the run. By the
-  slopes alone it would not: late in a run the rule moves slowly.
+  Most of what the rates have lost comes back within a share of the run, up to
+  a ceiling. By the slopes alone it would not: late in a run the rule moves
+  slowly.
+
+  Args:
+    steering: what was remembered.
+    eta: those at which training exploded, float32 [n].
   """
   fresh = jax.tree.map(jnp.zeros_like, steering)
-  return fresh._replace(time=steering.time, owed=jnp.full((), OWED))
+  return fresh._replace(
+    time=steering.time,
+    owed=jnp.full((), OWED),
+    ceiling=jnp.asarray(eta - BELOW, jnp.float32),
+  )
 
 
 def begin_long(steering: Steering) -> Steering:
@@ -131,52 +180,64 @@ def begin_long(steering: Steering) -> Steering:
   return steering._replace(long=long, outer_quick=outer_quick)
 
 
-def long_discount(steering: Steering) -> jax.Array:
-  """The long window's gamma at the next update."""
-  return 1 - 1 / jnp.maximum(steering.time.astype(jnp.float32), MIN_WINDOW)
+def long_discount(steering: Steering, count: int = 1) -> jax.Array:
+  """What the long window keeps over the next `count` updates.
+
+  Gamma of each, and once the factor by which all rates have just fallen.
+  """
+  time = steering.time.astype(jnp.float32)
+  gamma = 1 - 1 / jnp.maximum(time, MIN_WINDOW)
+  return jnp.exp(steering.fell) * gamma**count
+
+
+def is_rising(steering: Steering) -> jax.Array:
+  """Whether the last updates of a rate went uphill, boolean scalar."""
+  return jnp.any(_level(steering.lately) > RISING)
 
 
 def steer(
   eta: jax.Array,
   slopes: jax.Array,
-  quick_slopes: jax.Array,
+  cosines: jax.Array,
   is_rate: jax.Array,
   steering: Steering,
   *,
   known: jax.typing.ArrayLike = True,
   regularizes: jax.typing.ArrayLike = False,
-  outer_quick_slopes: jax.Array | None = None,
+  outer_cosines: jax.Array | None = None,
+  shares: jax.Array | None = None,
 ) -> tuple[jax.Array, Steering]:
   """Computes what to add to each eta.
 
   Args:
     eta: logarithms of the factors on what the user set, float32 [n].
     slopes: dF/deta along the long window, float32 [n].
-    quick_slopes: the same along the quick displacement; 0 for an eta that is
-      no learning rate.
+    cosines: of the training gradient and the quick displacement, float32 [n];
+      0 for an eta that is no learning rate.
     is_rate: whether an eta is a learning rate, bool [n].
     steering: what was remembered.
     known: whether there are long slopes at this update, boolean scalar; where
-      there are none, eta moves by the quick ones alone.
+      there are none, eta moves by the cosines alone.
     regularizes: whether an eta is a weight decay that follows held-out data,
       bool [n].
-    outer_quick_slopes: the quick slopes of the outer gradient; like the long
-      ones of use where they are `known`. None where the brake goes by the
-      others alone.
+    outer_cosines: those of the outer gradient; like the long slopes of use
+      where they are `known`. None where the brake goes by the others alone.
+    shares: norms of the displacement over those of the parameters, float32 [n];
+      0 says nothing, as None does.
 
   Returns:
     The moves [n], and what to remember.
   """
-  quick, alert = _averaged(
-    steering.quick, _finite(quick_slopes), 1 / QUICK_AVERAGED
-  )
+  cosines = jnp.clip(_finite(cosines), -1, 1)
+  quick, alert = _averaged(steering.quick, cosines, 1 / QUICK_AVERAGED)
+  lately, _ = _averaged(steering.lately, cosines, 1 / LATELY_AVERAGED)
   long, moves = _follow(slopes, is_rate, steering, known, regularizes)
-  brake = BRAKE * _excess(alert)
+  brake = _brake(alert, _level(lately))
   outer_quick = steering.outer_quick
-  if outer_quick_slopes is not None:
-    outer_quick = _follow_quick(outer_quick_slopes, steering, known)
+  if outer_cosines is not None:
+    outer_quick = _follow_quick(outer_cosines, steering, known)
     brake = jnp.where(_trend(outer_quick) > UPHILL, brake, 0)
-  boost = BOOST * _excess(-alert)
+  boost = _boost(alert, _level(lately), _trend(long))
   others = jnp.where(
     regularizes, moves, OTHERS_SHARE * moves - jnp.max(brake) * eta
   )
@@ -185,15 +246,66 @@ def steer(
   paid = jnp.where(jnp.any(brake > 0), 0, paid)
   moves = jnp.where(brake > 0, jnp.minimum(moves, 0) - brake, moves + paid)
   moves = jnp.where(boost > 0, jnp.maximum(moves, boost), moves)
+  shares = jnp.zeros_like(eta) if shares is None else _finite(shares)
+  moves, grown = _start_up(moves, steering, shares)
+  moves = jnp.where(shares > LARGEST_SHARE, jnp.minimum(moves, 0), moves)
+  ceiling = steering.ceiling + 1 / (time + 1)
+  moves = jnp.minimum(moves, jnp.maximum(ceiling - eta, -FALL))
+  fell = jnp.max(jnp.where(is_rate, jnp.minimum(moves, 0), -jnp.inf))
   moves = jnp.where(is_rate, moves, others)
   return moves, Steering(
     long,
     quick,
+    lately,
     outer_quick,
     optax.safe_increment(steering.time),
     jnp.where(known, 0, optax.safe_increment(steering.waited)),
     steering.owed - paid,
+    ceiling,
+    grown,
+    jnp.where(jnp.any(is_rate), fell, 0).astype(jnp.float32),
   )
+
+
+def _start_up(
+  moves: jax.Array, steering: Steering, shares: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """The moves of the first updates, and what the start has added so far, [n].
+
+  It takes back no more than it has added: a rate that the user set low stays.
+  """
+  time, tiny = steering.time, jnp.finfo(jnp.float32).tiny
+  room = jnp.log(FIRST_SHARE / jnp.maximum(shares, tiny))
+  added = jnp.clip(jnp.maximum(room, -steering.grown), -FIRST_MOVE, FIRST_MOVE)
+  first = (shares > 0) & (time > 0) & (time <= FIRST_UPDATES)
+  added = jnp.where(first, added, 0)
+  moves = jnp.where(added > 0, jnp.maximum(moves, added), moves)
+  moves = jnp.where(added < 0, jnp.minimum(moves, added), moves)
+  return moves, steering.grown + added
+
+
+def _brake(alert: jax.Array, level: jax.Array) -> jax.Array:
+  """How far each rate falls, [n].
+
+  Args:
+    alert: q of the cosines of the last updates, [n].
+    level: the mean of the last few, [n]. In a few directions it is large by
+      chance, so that it counts from a lower one on where q agrees.
+  """
+  over = lambda mark: jnp.maximum(level - mark, 0) / (1 - mark)
+  return BRAKE * jnp.where(alert > CONFIRMED, over(STEEP), over(STEEPEST))
+
+
+def _boost(alert: jax.Array, level: jax.Array, trend: jax.Array) -> jax.Array:
+  """How much each rate grows at least, [n]; 0 where nothing is said.
+
+  Args:
+    alert: q of the cosines of the last updates, [n].
+    level: the mean of the last few, [n].
+    trend: q of the long slopes, [n].
+  """
+  agreed = (trend < -GAINS) | (level < -ALONG)
+  return jnp.where(agreed, BOOST * _excess(-alert), 0)
 
 
 def _follow(
@@ -219,12 +331,12 @@ def _follow(
 
 
 def _follow_quick(
-  slopes: jax.Array, steering: Steering, known: jax.typing.ArrayLike
+  cosines: jax.Array, steering: Steering, known: jax.typing.ArrayLike
 ) -> Average:
-  """The averages of the outer gradient's quick slopes."""
+  """The averages of the outer gradient's cosines."""
   elapsed = (steering.waited + 1).astype(jnp.float32)
   share = jnp.minimum(elapsed / QUICK_AVERAGED, 1 / MIN_AVERAGED)
-  new, _ = _averaged(steering.outer_quick, _finite(slopes), share)
+  new, _ = _averaged(steering.outer_quick, _finite(cosines), share)
   return select.where(jnp.asarray(known), new, steering.outer_quick)
 
 
@@ -237,6 +349,11 @@ def _finite(slopes: jax.Array) -> jax.Array:
 def _excess(alert: jax.Array) -> jax.Array:
   """0 up to `SURE`, 1 at 1."""
   return jnp.maximum(alert - SURE, 0) / (1 - SURE)
+
+
+def _level(average: Average) -> jax.Array:
+  """The mean, [n]; 0 of nothing."""
+  return average.mean / jnp.maximum(average.weight, jnp.finfo(jnp.float32).tiny)
 
 
 def _start(count: int) -> Average:

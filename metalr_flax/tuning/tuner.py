@@ -76,6 +76,7 @@ class Tuner:
       ),
       displacement=displacement_lib.init(params) if outer.steers else (),
       guard=guard_lib.init() if outer.steers else None,
+      scales=outer.find_scales(eta, params) if outer.steers else {},
       step=step,
       held_out=jnp.zeros((), jnp.bool_),
     )
@@ -135,8 +136,9 @@ class Tuner:
     restart is done by the update after the alarm.
     """
     assert state.guard is not None
+    rising = steering_lib.is_rising(state.meta_opt_state) | outer.held_out
     verdict, guard = guard_lib.watch(
-      state.guard, grads, state.step, value, outer.held_out
+      state.guard, grads, state.step, value, rising
     )
     restart = state.guard.restart & ~verdict.skip
     eta, steering = self.outer_optimizer.steer(

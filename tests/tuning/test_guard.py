@@ -200,20 +200,35 @@ def test_the_mark_is_the_highest_mean_of_its_looks():
 
 
 @pytest.mark.parametrize('level', [1e-6, 0.5])
-def test_on_held_out_data_the_mark_falls_with_time_to_the_running_mean(level):
+def test_the_second_mark_falls_with_time_to_the_running_mean(level):
   guard, grads = guard_lib.init(), gradient(level)
   guard = guard._replace(
     levels=guard_lib.Levels(
-      jnp.array([level, 0.0]), jnp.array([1.0, 0.0]), jnp.float32(1e6)
+      jnp.array([level, 0.0, level]),
+      jnp.array([1.0, 0.0, 1.0]),
+      jnp.float32(1e6),
     )
   )
   for step in range(100, 200):
-    _, guard = WATCH(guard, grads, jnp.int32(step), None, True)
+    _, guard = WATCH(guard, grads, jnp.int32(step), None)
   falls_to = max(0.5**guard_lib.FORGET, level)
-  assert guard.levels.mark[0] == pytest.approx(falls_to, rel=0.02)
+  assert guard.levels.mark[0] == 1
+  assert guard.levels.mark[2] == pytest.approx(falls_to, rel=0.02)
 
 
-def test_on_held_out_data_a_loss_that_was_below_0_raises_no_alarm():
+@pytest.mark.parametrize('rising', [True, False])
+def test_a_rise_above_the_second_mark_counts_where_updates_go_uphill(rising):
+  """On the way out of a saddle gradients grow and updates go downhill."""
+  guard, skipped = guard_lib.init(), []
+  norms = [1.0] * 10 + [1e-3] * 190 + [0.1] * 10
+  for step, norm in enumerate(norms):
+    verdict, guard = WATCH(guard, gradient(norm), jnp.int32(step), None, rising)
+    skipped.append(bool(verdict.skip or verdict.back))
+  assert any(skipped) == rising
+  assert not any(skipped[:200])
+
+
+def test_where_updates_go_uphill_a_loss_that_was_below_0_raises_no_alarm():
   guard, grads, skipped = guard_lib.init(), gradient(1.0), []
   losses = [1.0] * 30 + [-2.0] * 370 + [0.5] * 20
   for step, loss in enumerate(losses):
@@ -235,7 +250,7 @@ def test_late_in_a_run_the_mark_is_looked_at_after_a_share_of_it():
 def test_the_norm_is_that_of_all_gradients_complex_ones_too():
   grads = {'a': jnp.array([3.0]), 'b': jnp.array([4j])}
   _, after = WATCH(guard_lib.init(), grads, jnp.int32(0), None)
-  np.testing.assert_allclose(after.levels.level, [5.0, 0.0])
+  np.testing.assert_allclose(after.levels.level, [5.0, 0.0, 5.0])
 
 
 def test_without_parameters_there_is_no_alarm():

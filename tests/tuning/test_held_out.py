@@ -303,7 +303,7 @@ def test_a_brake_works_where_the_last_updates_are_uphill_in_held_out_data(
       row > 0,
       memory,
       known=number % 4 == 0,
-      outer_quick_slopes=slope * row if number % 4 == 0 else -slope * row,
+      outer_cosines=slope * row if number % 4 == 0 else -slope * row,
     )
   brakes = steering.BRAKE if slope > 0 else 0
   assert moves == pytest.approx(-brakes, rel=1e-5)
@@ -312,7 +312,7 @@ def test_a_brake_works_where_the_last_updates_are_uphill_in_held_out_data(
 def test_the_first_held_out_gradient_begins_the_quick_average_anew():
   row = jnp.ones(1)
   _, memory = steering.steer(
-    0 * row, row, row, row > 0, steering.init(1), outer_quick_slopes=row
+    0 * row, row, row, row > 0, steering.init(1), outer_cosines=row
   )
   assert memory.outer_quick.weight > 0
   assert not any(map(jnp.any, steering.begin_long(memory).outer_quick))

@@ -13,7 +13,7 @@ BOTH = jnp.array([True, False])
 STEER = jax.jit(steering.steer)
 
 
-def steer(slopes, quick=None, *, is_rate=RATE, eta=0.0, memory=None, times=1):
+def steer(slopes, cosine=0.0, *, is_rate=RATE, eta=0.0, memory=None, times=1):
   """The last of some moves by the same slopes, and what is remembered."""
   count = len(is_rate)
   row = lambda values: jnp.broadcast_to(jnp.float32(values), (count,))
@@ -22,11 +22,14 @@ def steer(slopes, quick=None, *, is_rate=RATE, eta=0.0, memory=None, times=1):
     moves, memory = STEER(
       row(eta),
       row(slopes),
-      row(0.0 if quick is None else quick),
+      row(cosine),
       is_rate,
       memory,
     )
   return np.asarray(moves), memory
+
+
+PACE_AT_100 = min(steering.MAX_MOVE, steering.PACE / 101)
 
 
 def at(time, count=1):
@@ -99,20 +102,121 @@ def test_a_boost_is_no_less_than_what_the_long_slope_says(monkeypatch):
   assert moves == pytest.approx(steering.MAX_MOVE, rel=1e-5)
 
 
-@pytest.mark.parametrize('sign', [1, -1])
+def after(*, alert=0.0, level=0.0, trend=0.0, time=10_000, **more):
+  """The rule late in a run, with averages so; the next values leave them."""
+  average = lambda mean, rms=1.0: steering.Average(
+    jnp.array([mean]), jnp.array([rms]), jnp.ones(())
+  )
+  return at(time)._replace(
+    quick=average(alert), lately=average(level), long=average(trend), **more
+  )
+
+
 @pytest.mark.parametrize('alert', [0.5, 0.9])
-def test_the_last_updates_overrule_in_proportion_to_how_sure_they_are(
-  alert, sign
-):
+def test_the_last_updates_boost_in_proportion_to_how_sure_they_are(alert):
   """Not at all up to 0.7, and fully at 1."""
-  quick = steering.Average(jnp.array([sign * alert]), jnp.ones(1), jnp.ones(()))
-  moves, _ = steer(0.0, sign * alert, memory=at(10_000)._replace(quick=quick))
+  moves, _ = steer(0.0, -1.0, memory=after(alert=-alert, level=-1.0))
   new = 1 / steering.QUICK_AVERAGED
-  sure = alert / np.sqrt(1 - new + new * alert**2)
+  mean = (1 - new) * alert + new
+  sure = mean / np.sqrt((1 - new) * 1 + new)
   excess = max(sure - steering.SURE, 0) / (1 - steering.SURE)
-  most = -steering.BRAKE if sign > 0 else steering.BOOST
-  assert moves == pytest.approx(most * excess, rel=1e-3)
+  assert moves == pytest.approx(steering.BOOST * excess, rel=1e-3)
   assert (excess > 0) == (alert > steering.SURE)
+
+
+@pytest.mark.parametrize(
+  ('level', 'trend', 'boosts'),
+  [
+    (-0.9, 0.5, True),
+    (-0.1, 0.5, False),
+    (-0.1, 0.0, False),
+    (-0.1, -0.9, True),
+  ],
+)
+def test_a_boost_needs_the_long_slope_or_a_cosine_near_minus_one(
+  level, trend, boosts
+):
+  """Where each update sees other parameters all of them go downhill."""
+  memory = after(alert=-1.0, level=level, trend=trend)
+  cosine = level if level < -0.5 else -0.1
+  moves, _ = steer(trend, cosine, memory=memory)
+  assert (moves > 0.01) == boosts
+
+
+@pytest.mark.parametrize(
+  ('alert', 'level', 'brakes'),
+  [(0.9, 0.7, True), (0.0, 0.7, False), (0.0, 0.95, True), (1.0, 0.5, False)],
+)
+def test_the_brake_goes_by_the_size_of_the_cosine(alert, level, brakes):
+  """In few directions it is 0.7 by chance; small ones are as they should be."""
+  moves, _ = steer(0.0, level, memory=after(alert=alert, level=level))
+  assert (moves < 0) == brakes
+  mark = steering.STEEP if alert > 0.5 else steering.STEEPEST
+  over = max(level - mark, 0) / (1 - mark)
+  assert moves == pytest.approx(-steering.BRAKE * over, rel=1e-3, abs=1e-7)
+
+
+@pytest.mark.parametrize('eta', [-3.0, -1.0])
+def test_a_rate_that_exploded_is_a_ceiling(eta):
+  """It rises by 1 / t, and what is above goes there at its own pace."""
+  anew = steering.begin_anew(at(100), jnp.zeros(1))._replace(owed=jnp.zeros(()))
+  moves, memory = steer(-1.0, eta=eta, memory=anew)
+  ceiling = -steering.BELOW + 1 / 101
+  assert memory.ceiling == pytest.approx(ceiling)
+  wanted = PACE_AT_100 if eta < ceiling else -steering.FALL
+  assert moves == pytest.approx(wanted, rel=1e-4)
+
+
+def start(shares, times=1, memory=None):
+  """What the start moves eta by at each update, of slopes that say nothing."""
+  memory = steering.init(1) if memory is None else memory
+  for share in shares:
+    moves, memory = steering.steer(
+      *[jnp.zeros(1)] * 3, RATE, memory, shares=jnp.array([share])
+    )
+    yield float(moves[0])
+
+
+@pytest.mark.parametrize('share', [1e-6, 1e-30])
+def test_the_start_makes_updates_a_thousandth_of_the_parameters(share):
+  memory, eta = steering.init(1), 0.0
+  for number in range(40):
+    moves, memory = steering.steer(
+      jnp.array([eta]),
+      *[jnp.zeros(1)] * 2,
+      RATE,
+      memory,
+      shares=jnp.array([np.float32(share) * np.exp(eta)]),
+    )
+    assert abs(moves[0]) <= steering.FIRST_MOVE
+    assert moves[0] == 0 or 0 < number <= steering.FIRST_UPDATES
+    eta += float(moves[0])
+  room = np.log(steering.FIRST_SHARE / share)
+  most = steering.FIRST_UPDATES * steering.FIRST_MOVE
+  assert eta == pytest.approx(min(room, most), rel=1e-4)
+
+
+@pytest.mark.parametrize('share', [0.0, 0.01])
+def test_the_start_lowers_no_rate_and_says_nothing_of_zeros(share):
+  assert not any(start([share] * 5))
+
+
+def test_the_start_takes_back_what_it_added():
+  """Updates that grow by themselves, as with a warm-up, are then as wanted."""
+  assert sum(start([1e-9] * 3 + [0.09] * 5)) == pytest.approx(0, abs=1e-6)
+
+
+def test_no_rate_grows_whose_updates_are_above_a_tenth_of_the_parameters():
+  for share, moved in ((0.09, PACE_AT_100), (0.11, 0.0)):
+    moves, _ = steering.steer(
+      jnp.zeros(1),
+      -jnp.ones(1),
+      jnp.zeros(1),
+      RATE,
+      at(100),
+      shares=jnp.array([share]),
+    )
+    assert moves == pytest.approx(moved, rel=1e-4)
 
 
 def test_other_hyperparameters_move_at_a_third_of_the_pace():
@@ -143,7 +247,7 @@ def test_without_a_rate_nobody_brakes():
 @pytest.mark.parametrize('bad', [np.nan, np.inf, -np.inf])
 def test_of_slopes_that_are_not_finite_nothing_bad_is_learned(bad):
   moves, memory = steer(bad, bad)
-  leaves = jax.tree.leaves((moves, memory))
+  leaves = jax.tree.leaves((moves, memory._replace(ceiling=None)))
   assert all(np.all(np.isfinite(leaf)) for leaf in leaves)
   if np.isnan(bad):
     assert moves == 0
@@ -153,27 +257,28 @@ def test_of_slopes_that_are_not_finite_nothing_bad_is_learned(bad):
 
 def test_begun_anew_only_the_time_is_remembered_and_what_is_owed():
   _, memory = steer(1.0, 1.0, times=7)
-  anew = steering.begin_anew(memory)
+  anew = steering.begin_anew(memory, jnp.full(1, 3.0))
   assert anew.time == 7
+  assert anew.ceiling == pytest.approx(3 - steering.BELOW)
   assert anew.owed == pytest.approx(steering.OWED)
-  for leaf in jax.tree.leaves((anew.long, anew.quick)):
+  for leaf in jax.tree.leaves((anew.long, anew.quick, anew.lately)):
     assert not np.any(leaf)
 
 
 def test_a_rate_that_was_lowered_gets_most_of_it_back():
   """Of what is owed a tenth at each update, and later in a run a share of it."""
-  anew = steering.begin_anew(steering.init(1))
+  anew = steering.begin_anew(steering.init(1), jnp.full(1, 9.0))
   moves, memory = steer(0.0, memory=anew)
   assert moves == pytest.approx(steering.OWED / steering.MIN_WINDOW, rel=1e-5)
   assert memory.owed == pytest.approx(steering.OWED - moves[0], rel=1e-5)
-  late, _ = steer(0.0, memory=steering.begin_anew(at(1000)))
+  late, _ = steer(0.0, memory=steering.begin_anew(at(1000), jnp.full(1, 9.0)))
   assert late == pytest.approx(steering.OWED / 100, rel=1e-5)
   _, memory = steer(0.0, memory=anew, times=40)
   assert 0 < memory.owed < 0.1 * steering.OWED
 
 
 def test_nothing_is_paid_back_while_the_brake_is_on_nor_to_others():
-  anew = steering.begin_anew(steering.init(2))
+  anew = steering.begin_anew(steering.init(2), jnp.full(2, 9.0))
   moves, memory = steer([0.0, 0.0], [1.0, 0.0], is_rate=BOTH, memory=anew)
   assert moves.tolist() == pytest.approx([-steering.BRAKE, 0.0], rel=1e-5)
   assert memory.owed == pytest.approx(steering.OWED)
@@ -186,3 +291,14 @@ def test_the_long_window_grows_with_the_run():
   for time, window in ((0, steering.MIN_WINDOW), (5, 10), (400, 400)):
     gamma = steering.long_discount(at(time))
     assert gamma == pytest.approx(1 - 1 / window)
+
+
+def test_the_long_window_forgets_as_much_as_all_rates_fell():
+  _, memory = steer([1.0, -1.0], is_rate=BOTH, memory=at(400, 2))
+  gamma = steering.long_discount(memory)
+  fell = steering.PACE / 401
+  assert gamma == pytest.approx(np.exp(-fell) * (1 - 1 / 401))
+  rates = jnp.array([True, True])
+  for slopes, is_rate in (([1.0, -1.0], rates), ([1.0, 1.0], ~rates)):
+    _, memory = steer(slopes, is_rate=is_rate, memory=at(400, 2))
+    assert steering.long_discount(memory) == pytest.approx(1 - 1 / 401)
