@@ -39,9 +39,10 @@ def self_tuning(
   Nothing but gradients and params is needed, each gradient of a fresh batch. It
   works in any loop that calls `tx.update(grads, state, params)`. The learning
   rate starts at 1e-5, or at the user's where that is lower, and grows from
-  there. A batch whose gradient is not finite is skipped. When training explodes
+  there: at once to where updates have a thousandth of the parameters' norm, and
+  then by up to a factor of e in ten updates. A batch whose gradient is not finite is skipped. When training explodes
   the last one to three updates are undone, the inner optimizer starts anew and
-  the learning rate, if learned, is lowered for a while. optax's extra argument
+  the learning rate, if learned, is lowered and stays below what exploded. optax's extra argument
   `value=`, the loss, is watched as well where it is given. The inner optimizer
   sees no extra arguments.
 
