@@ -40,11 +40,12 @@ def self_tuning(
   works in any loop that calls `tx.update(grads, state, params)`. The learning
   rate starts at 1e-5, or at the user's where that is lower, and grows from
   there: at once to where updates have a thousandth of the parameters' norm, and
-  then by up to a factor of e in ten updates. A batch whose gradient is not finite is skipped. When training explodes
-  the last one to three updates are undone, the inner optimizer starts anew and
-  the learning rate, if learned, is lowered and stays below what exploded. optax's extra argument
-  `value=`, the loss, is watched as well where it is given. The inner optimizer
-  sees no extra arguments.
+  then by up to a factor of e in ten updates. A batch whose gradient is not
+  finite is skipped. When training explodes the last one to three updates are
+  undone, the inner optimizer starts anew and the learning rate, if learned, is
+  lowered and stays below what exploded. optax's extra argument `value=`, the
+  loss, is watched as well where it is given. The inner optimizer sees no extra
+  arguments.
 
   Give `meta_grads=`, the gradient of a batch of held-out data at the same
   params, and the hyperparameters follow that instead of the training gradient:
