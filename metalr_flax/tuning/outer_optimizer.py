@@ -122,6 +122,7 @@ class OuterOptimizer:
       steering,
       known=outer.known,
       regularizes=regularizes,
+      held_out=outer.held_out,
       outer_cosines=outer_cosines,
       shares=shares,
     )

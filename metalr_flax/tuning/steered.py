@@ -58,6 +58,7 @@ def make(
       jnp.zeros_like(slopes),
       factors.stack(factors.of_name(factors.RATE, updates)),
       state if held_out else _after(state, unroll_length - 1),
+      held_out=held_out,
       regularizes=held_out
       & factors.stack(factors.of_name(factors.DECAY, updates)),
     )

@@ -289,6 +289,19 @@ def test_a_brake_leaves_a_weight_decay_where_it_is():
   assert moves.tolist() == pytest.approx([-steering.BRAKE, 0.0], rel=1e-5)
 
 
+@pytest.mark.parametrize('held_out', [True, False])
+def test_held_out_slopes_are_averaged_over_more_of_the_run(held_out):
+  row = jnp.ones(1)
+  memory = steering.init(1)._replace(time=jnp.int32(1000))
+  _, memory = steering.steer(
+    0 * row, row, 0 * row, row > 0, memory, held_out=held_out
+  )
+  share = (
+    steering.HELD_OUT_AVERAGED_SHARE if held_out else steering.AVERAGED_SHARE
+  )
+  assert memory.long.weight == pytest.approx(1 / (1000 * share), rel=1e-4)
+
+
 @pytest.mark.parametrize('slope', [-1.0, 0.0, 1.0, jnp.nan])
 def test_a_brake_works_where_the_last_updates_are_uphill_in_held_out_data(
   slope,
