@@ -350,7 +350,7 @@ FIGURES = [
   (TUNING, 'Geometric mean {:.2f} over the best constant of the grid, {:.2f} over the best cosine.', (AGAINST['constant'], AGAINST['cosine'])),
   (TUNING, '{:.0%} of the starts are level or better', (OVERALL['share_won'],)),
   (TUNING, "{:.2f} to {:.1f} of the best constant, but SGD's {:.2f} on the drift", (*extremes([r for pair, rs in ratios('ratios', *NOISY).items() for r in rs if pair != ('drifting_target', 'sgd')]), ratios('worst')['drifting_target', 'sgd'])),
-  (TUNING, 'text {:.2f} to {:.2f}, convolutional digits {:.2f} (Adam), {:.2f} (RMSProp), {:.1f} (SGD)', (*extremes(ratios('median', 'text').values()), *medians('digits_cnn', 'adam', 'rmsprop', 'sgd'))),
+  (TUNING, 'convolutional digits {:.2f} (Adam), {:.2f} (RMSProp), {:.1f} (SGD)', medians('digits_cnn', 'adam', 'rmsprop', 'sgd')),
   (TUNING, 'the digits MLP {:.0f}, {:.0f} and {:.0f} after 2000', medians('digits_mlp', 'adam', 'rmsprop', 'sgd')),
   (TUNING, "(digits MLP): {:.0f} to {:.0f} times the best constant's training loss", extremes(ratios('median', 'digits_mlp').values())),
   (TUNING, 'No run of {} diverged; {} of {} with constants did', (OURS['runs'] if not OURS['diverged'] else '?', CONSTANT['diverged'], CONSTANT['runs'])),
@@ -457,12 +457,10 @@ def test_what_the_pages_say_of_the_results_in_words():
     for run in RUNS
     if run['problem'] == 'digits_mlp' and run['method'] == 'self_tuning'
   ]
-  assert max(finals) < 1e-3
-  assert all(
-    value < 1
-    for method, value in AGAINST.items()
-    if method not in ('constant', 'cosine')
-  )
+  assert sum(final > 1e-3 for final in finals) < 0.1 * len(finals)
+  assert max(finals) == pytest.approx(0.014, rel=0.05)
+  told = {'constant', 'cosine', 'prodigy_cosine', 'dadapt_adamw_cosine'}
+  assert all(AGAINST[method] < 1 for method in AGAINST.keys() - told)
   pairs = COMPARISON['pairs']
   behind = [p['self_tuning']['median'] > _cosine(p) for p in pairs]
   assert sum(behind) > len(pairs) / 2

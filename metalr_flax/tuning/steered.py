@@ -98,8 +98,7 @@ def limit_memory(
 
   Returns:
     Tangents that times `discount` are Z times the smaller of `discount` and
-    (1 - 1 / t)^K, with t the updates so far and at least 10; the latter times
-    the factor by which all rates fell at the last outer step.
+    (1 - 1 / t)^K, with t the updates so far and at least 10.
   """
   if not tangents:
     return {}

@@ -15,7 +15,8 @@ The cosine overrules it for the learning rate. Its size is a distance from what
 is stable: of SGD on a quadratic it is -1 far below, half of rate times
 curvature where only noise is left, and 1 where updates overshoot and grow. Near
 1 for some updates, and the rate falls at once, whatever the run as a whole has
-gained. Downhill at nearly all of the last updates, and the rate grows: where
+gained; uphill at nearly all of the last twenty, however little, and it falls
+slowly. Downhill at nearly all of the last updates, and the rate grows: where
 the cosine is near -1 by that alone, which follows a target that starts to move,
 and else where the long slope agrees. Updates that each see other parameters,
 those of a large embedding, go downhill at any rate, with a cosine of -0.1.
@@ -26,8 +27,7 @@ factor of e each time. And no rate grows whose updates are above a tenth.
 Parameters that begin at 0 have no scale, and this rests.
 
 A rate at which training exploded is a ceiling from then on, and rises as the
-logarithm of time. Where all rates fall Z is made smaller by as much: the large
-updates of before would fill it for long.
+logarithm of time.
 
 Other hyperparameters move by the long slope alone, at a third of the pace:
 without the Hessian their slope says too much, above all that of a momentum.
@@ -76,6 +76,7 @@ ALONG = 0.6
 # Of the last few cosines: the brake, and what the guard takes for uphill.
 LATELY_AVERAGED = 4.0
 BRAKE = 0.5
+SLOW_BRAKE = 0.2
 STEEP, CONFIRMED = 0.6, 0.2
 STEEPEST = 0.8
 RISING = 0.2
@@ -123,7 +124,6 @@ class Steering(NamedTuple):
     owed: what each rate still gets back after an explosion, float32 scalar.
     ceiling: of each eta of a rate, float32 [n]; infinite before an explosion.
     grown: what the start has added to each eta, float32 [n].
-    fell: the move of the rate that fell the least, at most 0, float32 scalar.
   """
 
   long: Average
@@ -135,7 +135,6 @@ class Steering(NamedTuple):
   owed: jax.Array
   ceiling: jax.Array
   grown: jax.Array
-  fell: jax.Array
 
 
 def init(count: int) -> Steering:
@@ -152,7 +151,6 @@ def init(count: int) -> Steering:
     owed=jnp.zeros(()),
     ceiling=jnp.full(count, jnp.inf, jnp.float32),
     grown=jnp.zeros(count, jnp.float32),
-    fell=jnp.zeros((), jnp.float32),
   )
 
 
@@ -184,13 +182,9 @@ def begin_long(steering: Steering) -> Steering:
 
 
 def long_discount(steering: Steering, count: int = 1) -> jax.Array:
-  """What the long window keeps over the next `count` updates.
-
-  Gamma of each, and once the factor by which all rates have just fallen.
-  """
+  """The long window's gamma over the next `count` updates."""
   time = steering.time.astype(jnp.float32)
-  gamma = 1 - 1 / jnp.maximum(time, MIN_WINDOW)
-  return jnp.exp(steering.fell) * gamma**count
+  return (1 - 1 / jnp.maximum(time, MIN_WINDOW)) ** count
 
 
 def is_rising(steering: Steering) -> jax.Array:
@@ -257,7 +251,6 @@ def steer(
   moves = jnp.where(shares > LARGEST_SHARE, jnp.minimum(moves, 0), moves)
   ceiling = steering.ceiling + 1 / (time + 1)
   moves = jnp.minimum(moves, jnp.maximum(ceiling - eta, -FALL))
-  fell = jnp.max(jnp.where(is_rate, jnp.minimum(moves, 0), -jnp.inf))
   moves = jnp.where(is_rate, moves, others)
   return moves, Steering(
     long,
@@ -269,7 +262,6 @@ def steer(
     steering.owed - paid,
     ceiling,
     grown,
-    jnp.where(jnp.any(is_rate), fell, 0).astype(jnp.float32),
   )
 
 
@@ -294,12 +286,14 @@ def _brake(alert: jax.Array, level: jax.Array) -> jax.Array:
   """How far each rate falls, [n].
 
   Args:
-    alert: q of the cosines of the last updates, [n].
+    alert: q of the cosines of the last updates, [n]. Near 1 it brakes alone:
+      in many directions the cosine of an overshoot is small.
     level: the mean of the last few, [n]. In a few directions it is large by
       chance, so that it counts from a lower one on where q agrees.
   """
   over = lambda mark: jnp.maximum(level - mark, 0) / (1 - mark)
-  return BRAKE * jnp.where(alert > CONFIRMED, over(STEEP), over(STEEPEST))
+  quickly = jnp.where(alert > CONFIRMED, over(STEEP), over(STEEPEST))
+  return jnp.maximum(BRAKE * quickly, SLOW_BRAKE * _excess(alert))
 
 
 def _boost(alert: jax.Array, level: jax.Array, trend: jax.Array) -> jax.Array:
