@@ -80,13 +80,20 @@ def find_slopes(
   return contract(jnp.zeros(len(eta)), gradient, tangents[: len(gradient)])
 
 
-def find_norms(eta: Eta, tree: PyTree, labels: PyTree | None) -> Eta:
-  """The norm of each group's leaves, as large as its squares in float32 allow.
+def find_norms(
+  eta: Eta,
+  tree: PyTree,
+  labels: PyTree | None,
+  scale: jax.typing.ArrayLike = 1.0,
+) -> Eta:
+  """The norm of each group's leaves, over a scale.
 
   Args:
     eta: scalars by hyperparameter name; each gets the same norm.
     tree: of params' structure, or their leaves.
     labels: the group of each parameter, None where there are none.
+    scale: what leaves are divided by before they are squared, scalar: their
+      squares may be too small for float32.
 
   Returns:
     Scalars of eta's structure, float32.
@@ -94,10 +101,12 @@ def find_norms(eta: Eta, tree: PyTree, labels: PyTree | None) -> Eta:
   leaves = jax.tree.leaves(tree)
   groups = [''] * len(leaves) if labels is None else jax.tree.leaves(labels)
   contract = slopes_lib.make_contract(eta, groups)
+  # Divided where it is summed up: an array made for two sums would be stored.
+  scaled = [_widened(leaf) / scale for leaf in leaves]
   squares = contract(
     jnp.zeros(len(eta)),
-    [jnp.conj(leaf) for leaf in leaves],
-    tuple(_widened(leaf)[None] for leaf in leaves),
+    [jnp.conj(leaf) for leaf in scaled],
+    tuple(leaf[None] for leaf in scaled),
   )
   return jax.tree.map(jnp.sqrt, squares)
 
@@ -118,22 +127,19 @@ def find_cosines(
     params: where g was taken.
     displacement: by the place of the parameter, [1, ...].
     labels: the group of each parameter, None where there are none.
-    scale: what the displacement is divided by before it is squared, scalar:
-      its squares may be too small for float32.
+    scale: about the size of the displacement over that of the gradient, scalar.
 
   Returns:
     Scalars in [-1, 1] of eta's structure, float32, 0 where either is 0; and
     norms of the displacement.
   """
-  along = tuple(
-    (d / scale).astype(d.dtype) for d in jax.tree.leaves(displacement)
-  )
-  slopes = find_slopes(eta, grads, params, along, labels)
+  slopes = find_slopes(eta, grads, params, displacement, labels)
   sizes = find_norms(eta, grads, labels)
-  displaced = find_norms(eta, [d[0] for d in along], labels)
+  leaves = [d[0] for d in jax.tree.leaves(displacement)]
+  displaced = find_norms(eta, leaves, labels, scale)
   tiny = jnp.finfo(jnp.float32).tiny
   cosines = jax.tree.map(
-    lambda slope, g, d: slope / jnp.maximum(g * d, tiny),
+    lambda slope, g, d: slope / scale / jnp.maximum(g * d, tiny),
     slopes,
     sizes,
     displaced,
