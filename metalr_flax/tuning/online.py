@@ -134,7 +134,7 @@ def find_cosines(
     norms of the displacement.
   """
   slopes = find_slopes(eta, grads, params, displacement, labels)
-  sizes = find_norms(eta, grads, labels)
+  sizes = find_norms(eta, _as_slope(grads, params), labels)
   leaves = [d[0] for d in jax.tree.leaves(displacement)]
   displaced = find_norms(eta, leaves, labels, scale)
   tiny = jnp.finfo(jnp.float32).tiny
