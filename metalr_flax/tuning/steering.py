@@ -77,8 +77,7 @@ ALONG = 0.6
 LATELY_AVERAGED = 4.0
 BRAKE = 0.5
 SLOW_BRAKE = 0.2
-STEEP, CONFIRMED = 0.6, 0.2
-STEEPEST = 0.8
+STEEP = 0.6
 RISING = 0.2
 OTHERS_SHARE = 0.3
 UPHILL = 0.5
@@ -248,11 +247,9 @@ def steer(
   moves = jnp.where(boost > 0, jnp.maximum(moves, boost), moves)
   shares = jnp.zeros_like(eta) if shares is None else _finite(shares)
   moves, grown = _start_up(moves, steering, shares)
-  moves = jnp.where(shares > LARGEST_SHARE, jnp.minimum(moves, 0), moves)
   ceiling = steering.ceiling + 1 / (time + 1)
-  moves = jnp.minimum(moves, jnp.maximum(ceiling - eta, -FALL))
-  moves = jnp.where(is_rate, moves, others)
-  return moves, Steering(
+  moves = _limit(moves, shares, ceiling - eta)
+  return jnp.where(is_rate, moves, others), Steering(
     long,
     quick,
     lately,
@@ -282,6 +279,18 @@ def _start_up(
   return moves, steering.grown + added
 
 
+def _limit(moves: jax.Array, shares: jax.Array, below: jax.Array) -> jax.Array:
+  """The moves without growth of large updates or above a ceiling, [n].
+
+  Args:
+    moves: of the rates, [n].
+    shares: of the updates in the parameters, [n].
+    below: how far each eta is below its ceiling, [n].
+  """
+  moves = jnp.where(shares > LARGEST_SHARE, jnp.minimum(moves, 0), moves)
+  return jnp.minimum(moves, jnp.maximum(below, -FALL))
+
+
 def _brake(alert: jax.Array, level: jax.Array) -> jax.Array:
   """How far each rate falls, [n].
 
@@ -289,10 +298,10 @@ def _brake(alert: jax.Array, level: jax.Array) -> jax.Array:
     alert: q of the cosines of the last updates, [n]. Near 1 it brakes alone:
       in many directions the cosine of an overshoot is small.
     level: the mean of the last few, [n]. In a few directions it is large by
-      chance, so that it counts from a lower one on where q agrees.
+      chance, so that it counts only where q agrees.
   """
-  over = lambda mark: jnp.maximum(level - mark, 0) / (1 - mark)
-  quickly = jnp.where(alert > CONFIRMED, over(STEEP), over(STEEPEST))
+  over = jnp.maximum(level - STEEP, 0) / (1 - STEEP)
+  quickly = jnp.where(alert > UPHILL, over, 0)
   return jnp.maximum(BRAKE * quickly, SLOW_BRAKE * _excess(alert))
 
 

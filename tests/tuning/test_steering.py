@@ -145,14 +145,13 @@ def test_a_boost_needs_the_long_slope_or_a_cosine_near_minus_one(
 
 @pytest.mark.parametrize(
   ('alert', 'level', 'brakes'),
-  [(0.6, 0.7, True), (0.0, 0.7, False), (0.0, 0.95, True), (0.6, 0.5, False)],
+  [(0.6, 0.7, True), (0.3, 0.7, False), (0.3, 0.95, False), (0.6, 0.5, False)],
 )
 def test_the_brake_goes_by_the_size_of_the_cosine(alert, level, brakes):
   """In few directions it is 0.7 by chance; small ones are as they should be."""
   moves, _ = steer(0.0, level, memory=after(alert=alert, level=level))
   assert (moves < 0) == brakes
-  mark = steering.STEEP if alert > 0.5 else steering.STEEPEST
-  over = max(level - mark, 0) / (1 - mark)
+  over = brakes * (level - steering.STEEP) / (1 - steering.STEEP)
   assert moves == pytest.approx(-steering.BRAKE * over, rel=1e-3, abs=1e-7)
 
 
