@@ -129,7 +129,8 @@ def _unroll(
     body, carry.replace(inner=inner), length=problem.unroll_length
   )
   mean = functools.partial(jnp.mean, axis=0)
-  return carry, jax.tree.map(mean, slope), window.means(metrics)
+  metrics = window.summarize(metrics, problem)
+  return carry, jax.tree.map(mean, slope), metrics
 
 
 def _labels_by_place(inner: InnerState, labels: PyTree | None) -> slopes.Labels:

@@ -56,12 +56,22 @@ def unroll(
     loss_hyperparams=problem.loss_hyperparams,
     remat=remat,
   )
-  return carry.replace(inner=inner, data_state=data_state), means(metrics)
+  return carry.replace(inner=inner, data_state=data_state), summarize(
+    metrics, problem
+  )
 
 
-def means(metrics: Metrics) -> Metrics:
-  """The K batches' metrics [K] as means, by public key."""
-  return {f'train/{name}': jnp.mean(v) for name, v in metrics.items()}
+def summarize(metrics: Metrics, problem: Problem) -> Metrics:
+  """The K batches' metrics [K] as means, by public key.
+
+  Args:
+    metrics: arrays [K] by name, `loss` among them.
+    problem: says whether the first loss is wanted by itself.
+  """
+  means = {f'train/{name}': jnp.mean(v) for name, v in metrics.items()}
+  if problem.first_loss:
+    means['train/first_loss'] = metrics['loss'][0]
+  return means
 
 
 def draw_outer_loss(

@@ -140,6 +140,7 @@ def build(config: Config, *, spread: bool = False) -> Experiment:
       meta_tx,
       estimator,
       build_optimizers.build_limit(first['meta']),
+      build_optimizers.build_judge(first['meta']),
       _summarizer(task, split),
       config['average'],
       within,
@@ -311,6 +312,7 @@ def _build_problem(
     unroll_length=meta['unroll_length'],
     labels=labels,
     loss_hyperparams=tuple(of_loss),
+    first_loss=build_optimizers.rejects(meta),
   )
   build_optimizers.check_update(
     'inner.kwargs', inner_section['optimizer'], problem.tx, split.params

@@ -1,6 +1,7 @@
 """Makes the inner and outer optimizers of a config; checks their arguments."""
 
 from collections.abc import Callable, Collection, Mapping
+import functools
 import inspect
 from typing import Any
 
@@ -14,6 +15,7 @@ from metalr_flax.engine import optimizers
 from metalr_flax.engine import records
 from metalr_flax.trainer import build_schedule
 from metalr_flax.trainer import lookup
+from metalr_flax.tuning import rejection
 from metalr_flax.tuning import steered
 
 Section = Mapping[str, Any]
@@ -200,3 +202,33 @@ def build_limit(
     return state.replace(tangents=tangents)
 
   return limit
+
+
+def rejects(section: Section) -> bool:
+  """Whether windows in which training explodes are rejected.
+
+  Args:
+    section: the config's section `meta`.
+  """
+  steers = section['optimizer'] == rules.STEERING
+  return (
+    steers
+    and section['estimator'] != 'none'
+    and section['objective'] != 'held_out'
+  )
+
+
+def build_judge(
+  section: Section,
+) -> Callable[..., tuple[records.MetaTrainState, records.Metrics]]:
+  """What becomes of a window after it.
+
+  Args:
+    section: the config's section `meta`.
+
+  Returns:
+    `(state before, state after, metrics) -> (state, metrics)`.
+  """
+  if not rejects(section):
+    return lambda before, after, metrics: (after, metrics)
+  return functools.partial(rejection.judge, bijections=section['learned'])

@@ -19,6 +19,7 @@ def make_step_fn(
   meta_tx: optax.GradientTransformation,
   estimator: meta_gradient.Estimator,
   limit: Callable[[records.MetaTrainState], records.MetaTrainState],
+  judge: Callable[..., tuple[records.MetaTrainState, records.Metrics]],
   summarize: Callable[[records.MetaTrainState], dict[str, jax.Array]],
   average: float,
   layout: sharding.Layout | None,
@@ -30,6 +31,8 @@ def make_step_fn(
     meta_tx: the outer optimizer, unless the step is given a member's own.
     estimator: how a window is differentiated.
     limit: `state -> state`, see `build_optimizers.build_limit`.
+    judge: `(before, after, metrics) -> (state, metrics)`, see
+      `build_optimizers.build_judge`.
     summarize: `state -> metrics`, of what the task says of the params.
     average: of the params, the share of the old one; 0 keeps none.
     layout: where the state lies on several devices; None for one device.
@@ -47,9 +50,10 @@ def make_step_fn(
   ) -> tuple[records.MetaTrainState, records.Metrics]:
     fed = problem if feed is None else feed_lib.fed(problem, feed)
     fed = layout.spread(fed) if layout else fed
-    state, metrics = outer.outer_step(
+    after, metrics = outer.outer_step(
       limit(state), fed, meta_tx=meta_tx, estimator=estimator
     )
+    state, metrics = judge(state, after, metrics)
     if average:
       state = state.replace(average=averaging.update(state, average))
     state = layout.keep(state) if layout else state

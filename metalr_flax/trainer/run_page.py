@@ -30,6 +30,7 @@ _MEANINGS = {
   'train/loss': "mean of the last window's losses, each before its update",
   'meta/loss': 'outer loss of the last window, which eta is to lower',
   'meta/grad_norm': 'norm of the last meta-gradient',
+  'meta/rejected': 'windows rejected, in which training exploded',
 }
 _SECTIONS = {
   'hyperparams/': 'learned value that a next window would use',

@@ -22,7 +22,11 @@ import optax
 from metalr_flax.engine import ranges
 from metalr_flax.engine.records import Eta
 from metalr_flax.tuning import factors
+from metalr_flax.tuning import rejection
 from metalr_flax.tuning import steering
+
+# Of the rule; with what is known of the windows where they may be rejected.
+State = steering.Steering | rejection.Steered
 
 
 def make(
@@ -43,21 +47,23 @@ def make(
     not matter.
   """
 
-  def init(eta: Eta) -> steering.Steering:
-    return steering.init(len(jax.tree.leaves(eta)))
+  def init(eta: Eta) -> State:
+    rule = steering.init(len(jax.tree.leaves(eta)))
+    return rule if held_out else rejection.Steered(rule, rejection.init())
 
   def update(
-    updates: Eta, state: steering.Steering, params: Eta | None = None
-  ) -> tuple[Eta, steering.Steering]:
+    updates: Eta, state: State, params: Eta | None = None
+  ) -> tuple[Eta, State]:
     if params is None:
       raise ValueError('steering: update(meta_grads, state, eta) needs eta')
     slopes = factors.stack(updates)
-    moves, state = steering.steer(
+    rule = _rule(state)
+    moves, rule = steering.steer(
       factors.stack(params),
       slopes,
       jnp.zeros_like(slopes),
       factors.stack(factors.of_name(factors.RATE, updates)),
-      state if held_out else _after(state, unroll_length - 1),
+      rule if held_out else _after(rule, unroll_length - 1),
       held_out=held_out,
       regularizes=held_out
       & factors.stack(factors.of_name(factors.DECAY, updates)),
@@ -72,14 +78,14 @@ def make(
     updates = jax.tree.map(
       lambda new, e: (new - e).astype(e.dtype), eta, params
     )
-    return updates, state
+    return updates, _with_rule(state, rule)
 
   return optax.GradientTransformation(init, update)
 
 
 def limit_memory(
   tangents: dict[str, jax.Array],
-  state: steering.Steering,
+  state: State,
   *,
   discount: float,
   unroll_length: int,
@@ -102,7 +108,7 @@ def limit_memory(
   """
   if not tangents:
     return {}
-  most = steering.long_discount(state, unroll_length)
+  most = steering.long_discount(_rule(state), unroll_length)
   scale = jnp.minimum(most / discount, 1)
   return jax.tree.map(lambda z: (scale * z).astype(z.dtype), tangents)
 
@@ -136,6 +142,16 @@ def begin(
     name: jax.tree.map(lambda v, n=name: start(n, v), value)
     for name, value in initial.items()
   }
+
+
+def _rule(state: State) -> steering.Steering:
+  return state.rule if isinstance(state, rejection.Steered) else state
+
+
+def _with_rule(state: State, rule: steering.Steering) -> State:
+  if isinstance(state, rejection.Steered):
+    return state._replace(rule=rule)
+  return rule
 
 
 def _after(state: steering.Steering, count: int) -> steering.Steering:
