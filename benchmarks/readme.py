@@ -55,7 +55,8 @@ class Row(NamedTuple):
 
 def _over_grids(summary: dict[str, Any]) -> tuple[float, ...]:
   """The drop-in over the best of the grids, from the start of most rates."""
-  pairs, logs = summary['pairs'], {'constant': [], 'cosine': []}
+  grids = 'constant', 'cosine', 'linear'
+  pairs, logs = summary['pairs'], {name: [] for name in grids}
   for pair in pairs:
     ours = pair['self_tuning']
     score = ours['scores'][ours['starts'].index(START)]
@@ -100,8 +101,9 @@ def _memory(found: dict[str, Any]) -> tuple[float, ...]:
 ROWS = (
   Row(
     'drop-in: final training loss over that of the best constant of {} rates '
-    "/ of the best cosine, which knows the run's length (geometric mean over "
-    '{} problems x optimizers, {} runs) | {:.2f}x / {:.2f}x | '
+    '/ of the best cosine and the best linear decay with warm-up, which know '
+    "the run's length (geometric mean over "
+    '{} problems x optimizers, {} runs) | {:.2f}x / {:.2f}x and {:.2f}x | '
     '[comparison](benchmarks/results/comparison/README.md)',
     'comparison/summary.json',
     _over_grids,
@@ -247,7 +249,7 @@ def draw(standings: standings_lib.Standings) -> figure.Figure:
     axes.axvline(1, color='black', linewidth=0.8)
     axes.grid(True, axis='x', alpha=0.3)
     axes.tick_params(labelsize=11)
-  fig.legend(fontsize=11, loc='outside lower center', ncols=2)
+  fig.legend(fontsize=11, loc='outside lower center', ncols=3)
   return fig
 
 
@@ -284,11 +286,16 @@ def _draw_methods(axes: Axes, standings: standings_lib.Standings) -> None:
 
 
 def _draw_problems(axes: Axes, standings: standings_lib.Standings) -> None:
-  """A line for each problem: ours, and the best cosine, by optimizer."""
+  """A line for each problem: ours, and the best schedules, by optimizer."""
   problems = standings.problems[::-1]
   optimizers = list(dict.fromkeys(o for _, o in standings.pairs))
-  shown = {methods_lib.SUBJECT: 'tab:orange', 'cosine': 'tab:blue'}
-  for method, color in shown.items():
+  shown = {
+    methods_lib.SUBJECT: 'tab:orange',
+    'cosine': 'tab:blue',
+    'linear': 'tab:cyan',
+  }
+  for i, (method, color) in enumerate(shown.items()):
+    offset = 0.15 * (1 - i)
     for j, optimizer in enumerate(optimizers):
       places = [
         (standings_lib.cut(ratio), problems.index(problem))
@@ -299,12 +306,12 @@ def _draw_problems(axes: Axes, standings: standings_lib.Standings) -> None:
       ]
       axes.plot(
         [x for x, _ in places],
-        [y + 0.15 * (method == methods_lib.SUBJECT) for _, y in places],
+        [y + offset for _, y in places],
         MARKS[j % len(MARKS)],
         color=color,
         markersize=8,
         alpha=0.8,
-        label=f'{"best " if method == "cosine" else ""}{method}, {optimizer}',
+        label=f'{"best " if offset <= 0 else ""}{method}, {optimizer}',
       )
   axes.set_yticks(range(len(problems)), problems)
   axes.set_ylim(-0.5, len(problems) - 0.5)

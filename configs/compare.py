@@ -3,8 +3,8 @@
   python -m metalr_flax.compare --config=configs/compare.py
       [--config.only=digits_mlp,text] [--config.methods=constant,self_tuning]
 
-It takes about half an hour on two cores, half of it for `text`. The same
-command goes on where it was stopped; `only` and `methods` may be others then. A
+It takes about two hours on two cores, one and a half for `text`: leave that out
+with `only`. The same command goes on where it was stopped; `only` and `methods` may be others then. A
 problem of your own is one more section below, of any task and model of the
 project or of your own, `module:Class`.
 """
@@ -23,7 +23,7 @@ def get_config() -> config_dict.ConfigDict:
   config.optimizers = config_dict.ConfigDict(
     {'sgd': {'momentum': 0.9}, 'rmsprop': {}, 'adam': {}}
   )
-  # The grid of `constant` and `cosine`, in half decades.
+  # The grid of `constant`, `cosine` and `linear`, in half decades.
   config.learning_rates = (
     1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0,
   )  # fmt: skip
@@ -33,6 +33,7 @@ def get_config() -> config_dict.ConfigDict:
   config.methods = (
     'constant',
     'cosine',
+    'linear',
     'self_tuning',
     'trainer',
     'mechanize',

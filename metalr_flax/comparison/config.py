@@ -51,7 +51,7 @@ FIELDS: dict[str, schema.Field] = {
   ),
   'learning_rates': schema.Field(
     _RATES,
-    'the grid of constant and cosine',
+    'the grid of constant, cosine and linear',
     (1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0),
   ),
   'initial_learning_rates': schema.Field(

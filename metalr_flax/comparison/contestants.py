@@ -85,11 +85,31 @@ def _make_recipe(
     def cosine(peak: Any) -> optax.Schedule:
       return optax.cosine_decay_schedule(peak, cell.num_steps)
 
+    def linear(peak: Any) -> optax.Schedule:
+      return make_linear(peak, cell.num_steps)
+
     return methods.Recipe(
-      rate, inner, injected, cosine, cell.num_steps, learned
+      rate, inner, injected, cosine, linear, cell.num_steps, learned
     )
 
   return make
+
+
+def make_linear(peak: Any, num_steps: int) -> optax.Schedule:
+  """The schedule that rises for `methods.WARM_UP` of a run, then falls to 0.
+
+  Args:
+    peak: the highest rate, of the update that ends the warm-up.
+    num_steps: updates of the run.
+  """
+  rise = max(1, round(methods.WARM_UP * num_steps))
+  fall = num_steps - rise + 1
+
+  def schedule(count: Any) -> jax.Array:
+    # The first update is not lost to a rate of 0.
+    return peak * jnp.minimum((count + 1) / rise, (num_steps - count) / fall)
+
+  return schedule
 
 
 def _learned(cell: cells.Cell) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ optimizer. The functions import optax when they are called: the names must be
 known before JAX is imported, so that a mistake in a config is answered at once.
 
 Nothing here is tuned to a problem: a method knows its learning rate, if it has
-one, and the length of the run, if it follows a cosine.
+one, and the length of the run, if it follows a schedule.
 """
 
 from collections.abc import Callable
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
   import jax
   import optax
 
+WARM_UP = 0.02  # of a run: how long `linear` rises
 UNROLL_LENGTH = 8  # inner updates in a window of the trainer
 BASELINE = 'constant'  # its best learning rate is what the others are held to
 SUBJECT = 'self_tuning'  # what the comparison is about
@@ -43,6 +44,7 @@ class Recipe(NamedTuple):
     inner: makes the inner optimizer from a learning rate or a schedule.
     injected: makes it from a learning rate, which its state holds.
     cosine: makes the schedule that falls from a peak to 0 over the run.
+    linear: the same, in a line after a warm-up.
     num_steps: inner updates of the run.
     learned: what of it a method learns that learns hyperparameters by name.
   """
@@ -51,6 +53,7 @@ class Recipe(NamedTuple):
   inner: Callable[[Any], 'optax.GradientTransformation']
   injected: Callable[[Any], 'optax.GradientTransformation']
   cosine: Callable[[Any], 'optax.Schedule']
+  linear: Callable[[Any], 'optax.Schedule']
   num_steps: int
   learned: tuple[str, ...] = (RATE,)
 
@@ -114,6 +117,15 @@ def _constant(recipe: Recipe) -> 'optax.GradientTransformation':
 
 def _cosine(recipe: Recipe) -> 'optax.GradientTransformation':
   return recipe.inner(recipe.cosine(recipe.learning_rate))
+
+
+def _linear(recipe: Recipe) -> 'optax.GradientTransformation':
+  return recipe.inner(recipe.linear(recipe.learning_rate))
+
+
+def _linear_share(share: float) -> float:
+  """Of the peak, after a share of the run."""
+  return min(share / WARM_UP, (1 - share) / (1 - WARM_UP))
 
 
 def _self_tuning(recipe: Recipe) -> 'optax.GradientTransformation':
@@ -186,6 +198,13 @@ METHODS = {
     color='tab:blue',
     line='--',
     schedule=lambda share: 0.5 * (1 + math.cos(math.pi * share)),
+  ),
+  'linear': Method(
+    kind=Kind.GRID,
+    make_tx=_linear,
+    color='tab:blue',
+    line=':',
+    schedule=_linear_share,
   ),
   # It differentiates the optimizer's update alone: no gradient of its own, but
   # for those of held-out batches where the loss on unseen data is compared.

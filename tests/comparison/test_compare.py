@@ -350,6 +350,7 @@ def test_the_trainer_is_the_trainers_own_loop(finished):
   [
     *methods_lib.of_kind(methods_lib.Kind.WRAPPER, methods_lib.Kind.WHOLE),
     'cosine',
+    'linear',
   ],
 )
 def test_every_method_trains(method):
@@ -369,6 +370,18 @@ def test_every_method_trains(method):
     snapshot.params,
   )
   assert any(jax.tree.leaves(moved))
+
+
+def test_a_linear_decay_rises_and_falls():
+  linear = contestants.make_linear(0.1, 100)
+  rates = np.array([linear(count) for count in range(100)])
+  np.testing.assert_allclose(rates[:2], [0.05, 0.1], rtol=1e-6)
+  np.testing.assert_allclose(np.diff(rates[1:]), -0.1 / 99, rtol=1e-3)
+  np.testing.assert_allclose(rates[-1], 0.1 / 99, rtol=1e-5)
+  assert contestants.make_linear(0.1, 1)(0) == np.float32(0.1)
+  drawn = methods_lib.METHODS['linear'].schedule
+  shares = [drawn((count + 1) / 100) for count in range(100)]
+  np.testing.assert_allclose(rates / 0.1, shares, atol=0.02)
 
 
 @pytest.mark.thorough
@@ -752,7 +765,7 @@ def test_the_repositorys_config_has_every_cell():
   ).config
   assert config_lib.resolve(config) == config
   listed = cells.list_cells(config, selected=True)
-  assert len(listed) == 7 * (6 * 3 + 9)
+  assert len(listed) == 7 * (7 * 3 + 9)
   assert len({cell.id for cell in listed}) == len(listed)
   assert listed == cells.list_cells(config, selected=False)
   assert tuple(config['methods']) == tuple(methods_lib.METHODS)
