@@ -4,9 +4,9 @@
       [--config.only=digits_mlp,text] [--config.methods=constant,self_tuning]
 
 It takes about two hours on two cores, one and a half for `text`: leave that out
-with `only`. The same command goes on where it was stopped; `only` and `methods` may be others then. A
-problem of your own is one more section below, of any task and model of the
-project or of your own, `module:Class`.
+with `only`. The same command goes on where it was stopped; `only` and `methods`
+may be others then. A problem of your own is one more section below, of any task
+and model of the project or of your own, `module:Class`.
 """
 
 from ml_collections import config_dict
