@@ -26,6 +26,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from metalr_flax.engine import bijections as bijections_lib
 from metalr_flax.engine.records import MetaTrainState, Metrics
@@ -151,7 +152,7 @@ def _watched(
     refused=jnp.where(jnp.isfinite(above), above, watch.highest),
     seen=jnp.where(falls & earlier, 0, watch.seen),
     streak=watch.streak + 1,
-    rejected=watch.rejected + 1,
+    rejected=optax.safe_increment(watch.rejected),
   )
   return select.where(rejected, again, _averaged(watch, loss)), rejected, falls
 
@@ -166,7 +167,7 @@ def _is_high(watch: Watch, loss: jax.Array) -> jax.Array:
 def _averaged(watch: Watch, loss: jax.Array) -> Watch:
   """What is known after a window that is kept."""
   longest = jnp.maximum(AVERAGED_SHARE * watch.seen, MIN_AVERAGED)
-  share = 1 / jnp.minimum(longest, watch.seen + 1)
+  share = 1 / jnp.minimum(longest, watch.seen + 1.0)
   excess = loss - watch.mean
   # The first loss is the first mean: its distance from it says nothing.
   known = 1 / jnp.minimum(longest, jnp.maximum(watch.seen, 1))
@@ -178,7 +179,7 @@ def _averaged(watch: Watch, loss: jax.Array) -> Watch:
     highest=jnp.where(watch.seen > 0, jnp.maximum(highest, mean), mean),
     refused=watch.refused,
     distance=jnp.where(watch.seen > 0, distance, 0),
-    seen=watch.seen + 1,
+    seen=optax.safe_increment(watch.seen),
     streak=jnp.zeros_like(watch.streak),
     rejected=watch.rejected,
   )

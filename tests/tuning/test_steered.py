@@ -132,7 +132,7 @@ def test_a_window_counts_for_its_updates(unroll_length):
   update = jax.jit(tx.update)
   for _ in range(5):
     moves, state = update(slopes, state, eta)
-  assert state.time == 5 * unroll_length
+  assert state.rule.time == 5 * unroll_length
   pace = min(steering.MAX_MOVE, steering.PACE / (5 * unroll_length))
   wanted = min(pace * unroll_length, steering.MAX_JUMP)
   assert moves['learning_rate'] == pytest.approx(wanted, rel=1e-5)
@@ -154,7 +154,7 @@ def test_the_clock_stops_at_the_largest_integer():
   state = tx.init(eta)
   for _ in range(3):
     moves, state = tx.update(eta, state, eta)
-  assert state.time == 2**31 - 1
+  assert state.rule.time == 2**31 - 1
   assert np.isfinite(moves['learning_rate'])
 
 
