@@ -29,6 +29,7 @@ def test_a_device_is_measured_with_each_estimator():
     assert memory > 1
 
 
+@pytest.mark.full
 def test_members_are_compared_with_their_runs():
   printed = runs.script('benchmarks/population.py', '--quick')
   rows = [line for line in printed.splitlines() if '| 4 |' in line]

@@ -389,6 +389,7 @@ def test_no_folder_for_temporary_files_is_told(monkeypatch, tmp_path):
     folder_lib.check(tmp_path / 'run', resolved(), 'again')
 
 
+@pytest.mark.thorough
 def test_help_and_letters_that_stdout_does_not_take(tmp_path):
   command = [sys.executable, '-m', 'metalr_flax.main']
   with open('/dev/full', 'w') as full:

@@ -45,6 +45,7 @@ def test_as_a_script(tmp_path):
 
 # Of Jupyter's own: it opens sockets and event loops that it leaves to others.
 @pytest.mark.filterwarnings('ignore')
+@pytest.mark.full
 def test_as_a_notebook(tmp_path, monkeypatch):
   jupytext = pytest.importorskip('jupytext')
   nbclient = pytest.importorskip('nbclient')

@@ -107,6 +107,7 @@ def at_a_terminal(module, argv, columns, stop_after):
   return screen, process.returncode
 
 
+@pytest.mark.thorough
 def test_a_run_has_one_line_in_place_below_its_evaluations(tmp_path):
   argv = runs.command(
     tmp_path / 'run', num_outer_steps=90000, eval_every=200, log_every=10**5

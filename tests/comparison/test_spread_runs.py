@@ -35,7 +35,7 @@ def read_cells(workdir):
   return found
 
 
-@pytest.mark.thorough
+@pytest.mark.full
 def test_the_command_on_eight_devices_writes_what_it_does_on_one(tmp_path):
   """Cells of 8, 12 and 4 runs, those of the trainer among them."""
   argv = [

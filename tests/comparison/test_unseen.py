@@ -142,6 +142,7 @@ def test_dropout_and_batch_statistics_are_left_out():
   np.testing.assert_array_equal(arena.objective(start), measured)
 
 
+@pytest.mark.thorough
 def test_every_run_has_a_row_with_what_was_picked(finished):
   workdir, stdout = finished
   with open(workdir / 'comparison.csv', newline='') as file:
@@ -162,6 +163,7 @@ def test_every_run_has_a_row_with_what_was_picked(finished):
   assert ': unseen 0.' in stdout
 
 
+@pytest.mark.thorough
 def test_the_summary_and_the_table_say_what_was_picked_by_held_out(finished):
   workdir, stdout = finished
   summary = json.loads((workdir / 'summary.json').read_text())
@@ -191,6 +193,7 @@ def test_the_summary_and_the_table_say_what_was_picked_by_held_out(finished):
   assert max(map(len, table.splitlines())) <= 100
 
 
+@pytest.mark.thorough
 def test_pictures_are_of_the_loss_on_unseen_data(finished):
   names = {path.stem for path in (finished[0] / 'plots').glob('*.png')}
   assert names == {picture.file for picture in plots.UNSEEN_PICTURES}

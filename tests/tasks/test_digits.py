@@ -86,7 +86,7 @@ def test_a_batch_larger_than_its_part_is_refused():
     tasks.Digits(batch_size=2000)
 
 
-@pytest.mark.thorough
+@pytest.mark.full
 def test_mean_accuracy_over_five_seeds(tmp_path):
   accuracies = []
   for seed in range(5):

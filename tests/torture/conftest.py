@@ -14,8 +14,8 @@ def full(request):
 
 @pytest.fixture(scope='session')
 def share(request, full):
-  """How many of `n` trials to do: a hundredth, unless more were asked for."""
-  part = 20 if request.config.getoption('--thorough') else 100
+  """How many of `n` trials to do: a hundredth, or a fortieth, unless all are asked for."""
+  part = 40 if request.config.getoption('--thorough') else 100
   return lambda n: n if full else max(2, n // part)
 
 

@@ -93,7 +93,7 @@ class After:
     return self.count < 0
 
 
-@tiers.parametrize('count', [4, 8], [8])
+@tiers.parametrize('count', [4, 8], [8], full=[4])
 def test_cut_into_parts_it_is_the_same(whole, tmp_path, count):
   while True:
     try:

@@ -306,7 +306,7 @@ def test_members_share_the_data_and_shuffle_once_an_epoch():
                  for shape in shapes)  # fmt: skip
 
 
-@pytest.mark.thorough
+@pytest.mark.full
 def test_killed_and_run_again_it_ends_in_the_same_bits(workdir, tmp_path):
   """SIGTERM, then SIGKILL, each in the middle."""
   fields = {**FIELDS, 'num_outer_steps': 3000, 'eval_every': 100}

@@ -95,6 +95,7 @@ def test_arguments_may_have_any_names(tmp_path):
   assert len({*columns['hyperparams/name']}) == 3
 
 
+@pytest.mark.thorough
 def test_evaluation_and_outer_loss_are_without_them(tmp_path):
   """With a smoothing of 0.9 only the training loss is near ln 10."""
   fields = {

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import pytest
 import tiers
 
 import metalr_flax
@@ -108,8 +107,7 @@ def over_drop_in(name, optimizer, unroll_length, start, count, seed=0):
 STARTS = ('adamw', 1.0), ('adamw', 1e-6), ('sgd', 1.0)
 
 
-@pytest.mark.thorough
-@pytest.mark.parametrize('unroll_length', [1, 8])
+@tiers.parametrize('unroll_length', [1, 8], [], full=[1])
 def test_from_any_start_it_ends_no_worse_than_the_drop_in(unroll_length):
   ratios = np.array([
     over_drop_in(name, optimizer, unroll_length, start, count=1600)

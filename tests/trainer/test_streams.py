@@ -180,7 +180,7 @@ def test_a_stream_has_no_next():
   assert build_named.has_next_meta(task)
 
 
-@pytest.mark.thorough
+@pytest.mark.full
 def test_killed_at_random_it_ends_in_the_same_bits(tmp_path):
   """The quick form of `benchmarks/streaming.py --only kills`, of 20 kills."""
   found = streaming.measure_kills(tmp_path, quick=True)
