@@ -1,11 +1,12 @@
 """Rejects the windows in which training explodes, where the rule has a trainer.
 
-A window is rejected where its training loss is not finite, or is above all that
-the running mean of the windows before it has ever been, and further above that
-mean than 20 times their usual distance from it. The model is then what it was
-before the window, and the next one has other batches. A single one may have had
-a bad batch, and a loss no higher is not rejected again: it may be of an example
-that is hard. After two in a row the rate falls, and the rule begins anew.
+A window is rejected where a loss or the state after it is not finite, or where
+its training loss is above all that the running mean of the windows before it
+has ever been, and further above that mean than 20 times their usual distance
+from it. The model is then what it was before the window, and the next one has
+other batches. A single one may have had a bad batch, and a loss no higher is
+not rejected again: it may be of an example that is hard. After two in a row the
+rate falls, and the rule begins anew.
 
 Where the first loss of a window, before any of its updates, is as high, its
 rate is not at fault: parameters have exploded before, or the data are others
@@ -22,6 +23,7 @@ below. By their distance alone it would reject what a model has still to learn:
 of one that fits nearly all data the losses of most windows are near 0.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -29,6 +31,7 @@ import jax.numpy as jnp
 import optax
 
 from metalr_flax.engine import bijections as bijections_lib
+from metalr_flax.engine import outer
 from metalr_flax.engine.records import MetaTrainState, Metrics
 from metalr_flax.tuning import factors
 from metalr_flax.tuning import guard
@@ -116,11 +119,10 @@ def judge(
     losses that are not finite are replaced by the mean of the windows before.
   """
   metrics = dict(metrics)
-  first = metrics.pop(FIRST)
-  measured = [metrics[n] for n in ('train/loss', 'meta/loss', 'meta/grad_norm')]
-  loss = jnp.where(
-    jnp.all(jnp.isfinite(jnp.stack(measured))), measured[0], jnp.nan
-  )
+  first = metrics.pop(FIRST).astype(jnp.float32)
+  parts = outer.finite_parts(after, before, metrics).values()
+  finite = functools.reduce(jnp.logical_and, parts)
+  loss = jnp.where(finite, metrics['train/loss'], jnp.nan).astype(jnp.float32)
   watch, rejected, falls = _watched(before.meta_opt_state.watch, loss, first)
   back = _back(before, after, falls, bijections)
   state = select.where(rejected, back, after)

@@ -245,7 +245,8 @@ def steer(
   paid = jnp.where(jnp.any(brake > 0), 0, paid)
   moves = jnp.where(brake > 0, jnp.minimum(moves, 0) - brake, moves + paid)
   moves = jnp.where(boost > 0, jnp.maximum(moves, boost), moves)
-  shares = jnp.zeros_like(eta) if shares is None else _finite(shares)
+  # In float32 whatever eta is, as all that is remembered.
+  shares = _finite(jnp.zeros(eta.shape) if shares is None else shares)
   moves, grown = _start_up(moves, steering, shares)
   ceiling = steering.ceiling + 1 / (time + 1)
   moves = _limit(moves, shares, ceiling - eta)

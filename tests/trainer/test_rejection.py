@@ -85,6 +85,20 @@ def test_a_rate_that_explodes_falls_and_the_model_is_kept(rate, steps, trained):
   assert after.meta_opt_state.rule.ceiling < before.eta['learning_rate']
 
 
+def test_parameters_that_overflow_in_the_last_update_are_kept_out():
+  """Of a window of one update the loss is finite, whatever its rate is."""
+  run = make_run(unroll_length=1)
+  before = run.init_state()
+  _, metrics = jax.jit(run.step_fn)(before)
+  after, chunk = jax.jit(
+    functools.partial(outer.outer_steps, step_fn=run.step_fn, max_steps=1)
+  )(with_rate(before, 3e38), jnp.int32(1))
+  assert np.isfinite(metrics['train/loss'])
+  assert chunk.finite
+  assert after.meta_opt_state.watch.streak == 1
+  jax.tree.map(np.testing.assert_array_equal, after.params, before.params)
+
+
 def test_it_ends_as_well_as_without_the_explosion(steps, trained):
   _, calm = steps(trained, 60)
   after, chunk = steps(with_rate(trained, 100.0), 60)
@@ -150,6 +164,23 @@ def test_the_first_windows_say_what_is_usual(run, steps):
   watch = state.meta_opt_state.watch
   assert losses.min() < watch.mean < losses.max()
   assert 0 < watch.distance < np.ptp(losses)
+
+
+def test_in_double_precision_a_state_keeps_its_dtypes(x64):
+  """So that a loop on the device can carry it."""
+  run = make_run()
+  before = run.init_state()
+  lost = jax.tree.map(lambda p: jnp.full_like(p, jnp.nan), before.params)
+  for state in (before, before.replace(params=lost)):
+    after, _ = jax.eval_shape(run.step_fn, state)
+    leaves = map(jax.tree.leaves, (state, after))
+    wrong = [
+      (old, new)
+      for old, new in zip(*leaves, strict=True)
+      if old.dtype != new.dtype
+    ]
+    assert not wrong
+    assert after.eta['learning_rate'].dtype == jnp.float64
 
 
 @pytest.mark.parametrize(

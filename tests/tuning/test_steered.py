@@ -64,12 +64,16 @@ def test_of_noise_it_moves_little():
   assert abs(eta['learning_rate'] + 5.0) < 1.5
 
 
+@pytest.mark.parametrize('held_out', [True, False])
 @pytest.mark.parametrize('dtype', [jnp.float32, jnp.float64])
-def test_updates_have_etas_dtype(x64, dtype):
-  tx = steered.make(KINDS, held_out=True)
+def test_updates_have_etas_dtype_and_the_state_its_own(x64, dtype, held_out):
+  tx = steered.make(KINDS, held_out=held_out)
   eta = {'learning_rate': jnp.asarray(-5.0, dtype)}
-  updates, _ = tx.update(eta, tx.init(eta), eta)
+  before = tx.init(eta)
+  updates, after = tx.update(eta, before, eta)
   assert updates['learning_rate'].dtype == dtype
+  for old, new in zip(*map(jax.tree.leaves, (before, after)), strict=True):
+    assert (old.dtype, old.weak_type) == (new.dtype, new.weak_type)
 
 
 def test_eta_is_needed():
