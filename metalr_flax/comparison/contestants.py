@@ -107,7 +107,8 @@ def make_linear(peak: Any, num_steps: int) -> optax.Schedule:
 
   def schedule(count: Any) -> jax.Array:
     # The first update is not lost to a rate of 0.
-    return peak * jnp.minimum((count + 1) / rise, (num_steps - count) / fall)
+    left = jnp.maximum(num_steps - count, 0)
+    return peak * jnp.minimum((count + 1) / rise, left / fall)
 
   return schedule
 

@@ -148,8 +148,8 @@ class Problem:
     loss_hyperparams: those of the learned names that `loss_fn` takes, e.g.
       `('label_smoothing',)`; all others are those of `tx`. A value is a scalar,
       or scalars by name (a weight for each class).
-    first_loss: whether a window's metrics have `train/first_loss`, the loss of
-      its first batch, before any of its updates.
+    first_loss: whether a window's metrics have the loss of its first batch,
+      before any of its updates, by `window.FIRST_LOSS`.
 
   Raises:
     ValueError: for an unknown bijection, a loss hyperparameter without one, or

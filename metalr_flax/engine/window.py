@@ -21,6 +21,8 @@ from metalr_flax.engine.records import (
   Problem,
 )  # fmt: skip
 
+# Of a window's metrics; with blanks, as no metric of a user's is called.
+FIRST_LOSS = 'train/loss of the first batch'
 # (inner state after the window, mean of its K inner losses) -> F
 OuterLoss = Callable[[InnerState, jax.Array], jax.Array]
 
@@ -70,7 +72,7 @@ def summarize(metrics: Metrics, problem: Problem) -> Metrics:
   """
   means = {f'train/{name}': jnp.mean(v) for name, v in metrics.items()}
   if problem.first_loss:
-    means['train/first_loss'] = metrics['loss'][0]
+    means[FIRST_LOSS] = metrics['loss'][0]
   return means
 
 

@@ -5,16 +5,17 @@ its training loss is above all that the running mean of the windows before it
 has ever been, and further above that mean than 20 times their usual distance
 from it. The model is then what it was before the window, and the next one has
 other batches. A single one may have had a bad batch, and a loss no higher is
-not rejected again: it may be of an example that is hard. After two in a row the
-rate falls, and the rule begins anew.
+not rejected again, unless it was far higher: it may be of an example that is
+hard. After two in a row the rate falls, and the rule begins anew.
 
-Where the first loss of a window, before any of its updates, is as high, its
-rate is not at fault: parameters have exploded before, or the data are others
-than they were. After two such windows, and the fall, what they say is what is
-usual from then on.
+Where the first loss of a window, before any of its updates, is as high, the
+parameters exploded before it, or the data are others than they were. After two
+such windows, and one fall, what they say is what is usual from then on. So it
+is with windows of one update, and with the last update of any window: that it
+exploded shows in the next loss alone, and it is not undone.
 
-After ten in a row nothing is rejected any more: what is not finite then ends
-the run, as it ends others.
+After ten in a row the next one is kept as it is: where it is not finite it ends
+the run, as it ends others. So does a first window that is not finite.
 
 The drop-in's guard undoes updates that it has kept. Here the state before the
 window is at hand, so that nothing has to be kept but a few numbers. It compares
@@ -32,6 +33,7 @@ import optax
 
 from metalr_flax.engine import bijections as bijections_lib
 from metalr_flax.engine import outer
+from metalr_flax.engine import window
 from metalr_flax.engine.records import MetaTrainState, Metrics
 from metalr_flax.tuning import factors
 from metalr_flax.tuning import guard
@@ -44,8 +46,8 @@ MIN_AVERAGED = 5.0  # windows
 MIN_SEEN = 10  # windows to know what is usual
 IN_A_ROW = 2  # windows rejected before the rate falls
 RAISE = 1.05  # times the excess of a single rejected window: usual
+MOST_RAISED = 5.0  # times the highest excess before, or 2 EXCESS distances
 ROUNDING = 1e-5  # of the mean: no distance
-FIRST = 'train/first_loss'
 REJECTED = 'meta/rejected'
 
 
@@ -110,7 +112,7 @@ def judge(
   Args:
     before: the state before the window, its `meta_opt_state` a `Steered`.
     after: the state after it.
-    metrics: the window's, by public key, with `train/first_loss`.
+    metrics: the window's, by public key, with the first loss.
     bijections: the spec of each hyperparameter.
 
   Returns:
@@ -119,11 +121,11 @@ def judge(
     losses that are not finite are replaced by the mean of the windows before.
   """
   metrics = dict(metrics)
-  first = metrics.pop(FIRST).astype(jnp.float32)
+  first = metrics.pop(window.FIRST_LOSS).astype(jnp.float32)
   parts = outer.finite_parts(after, before, metrics).values()
   finite = functools.reduce(jnp.logical_and, parts)
   loss = jnp.where(finite, metrics['train/loss'], jnp.nan).astype(jnp.float32)
-  watch, rejected, falls = _watched(before.meta_opt_state.watch, loss, first)
+  watch, rejected, falls = watched(before.meta_opt_state.watch, loss, first)
   back = _back(before, after, falls, bijections)
   state = select.where(rejected, back, after)
   memory = state.meta_opt_state._replace(watch=watch)
@@ -135,7 +137,7 @@ def judge(
   }
 
 
-def _watched(
+def watched(
   watch: Watch, loss: jax.Array, first: jax.Array
 ) -> tuple[Watch, jax.Array, jax.Array]:
   """What is known after a window, whether to reject it, and the rate's fall.
@@ -146,10 +148,16 @@ def _watched(
     first: that of its first batch.
   """
   earlier = _is_high(watch, first)
-  high = earlier | _is_high(watch, loss)
-  rejected = high & (watch.streak < guard.PATIENCE)
+  # Before a window was kept there is nothing to go back to.
+  begun = (watch.seen > 0) | (watch.rejected > 0)
+  rejected = _is_high(watch, loss) & begun & (watch.streak < guard.PATIENCE)
   falls = rejected & ((watch.streak + 1) % IN_A_ROW == 0)
-  above = watch.mean + RAISE * (loss - watch.mean)
+  # Of the data's fault, or the parameters', a lower rate is no cure.
+  falls &= ~earlier | (watch.streak + 1 == IN_A_ROW)
+  most = jnp.maximum(
+    MOST_RAISED * (watch.highest - watch.mean), 2 * EXCESS * watch.distance
+  )
+  above = watch.mean + jnp.minimum(RAISE * (loss - watch.mean), most)
   again = watch._replace(
     refused=jnp.where(jnp.isfinite(above), above, watch.highest),
     seen=jnp.where(falls & earlier, 0, watch.seen),
@@ -175,7 +183,8 @@ def _averaged(watch: Watch, loss: jax.Array) -> Watch:
   known = 1 / jnp.minimum(longest, jnp.maximum(watch.seen, 1))
   distance = watch.distance + known * (jnp.abs(excess) - watch.distance)
   mean = watch.mean + share * excess
-  highest = jnp.where(watch.streak == 1, watch.refused, watch.highest)
+  single = jnp.where(watch.streak == 1, watch.refused, watch.highest)
+  highest = jnp.maximum(watch.highest, single)
   return Watch(
     mean=mean,
     highest=jnp.where(watch.seen > 0, jnp.maximum(highest, mean), mean),

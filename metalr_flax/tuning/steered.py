@@ -65,6 +65,7 @@ def make(
       factors.stack(factors.of_name(factors.RATE, updates)),
       rule if held_out else _after(rule, unroll_length - 1),
       held_out=held_out,
+      updates=1 if held_out else unroll_length,
       regularizes=held_out
       & factors.stack(factors.of_name(factors.DECAY, updates)),
     )

@@ -203,6 +203,7 @@ def steer(
   held_out: jax.typing.ArrayLike = False,
   outer_cosines: jax.Array | None = None,
   shares: jax.Array | None = None,
+  updates: int = 1,
 ) -> tuple[jax.Array, Steering]:
   """Computes what to add to each eta.
 
@@ -222,6 +223,8 @@ def steer(
       where they are `known`. None where the brake goes by the others alone.
     shares: norms of the displacement over those of the parameters, float32 [n];
       0 says nothing, as None does.
+    updates: of the model since the last call, those that the clock has been
+      moved by beforehand among them.
 
   Returns:
     The moves [n], and what to remember.
@@ -241,14 +244,15 @@ def steer(
     regularizes, moves, OTHERS_SHARE * moves - jnp.max(brake) * eta
   )
   time = steering.time.astype(jnp.float32)
-  paid = steering.owed / jnp.maximum(OWED_SHARE * time, MIN_WINDOW)
+  paid = updates * steering.owed / jnp.maximum(OWED_SHARE * time, MIN_WINDOW)
+  paid = jnp.minimum(paid, steering.owed)
   paid = jnp.where(jnp.any(brake > 0), 0, paid)
   moves = jnp.where(brake > 0, jnp.minimum(moves, 0) - brake, moves + paid)
   moves = jnp.where(boost > 0, jnp.maximum(moves, boost), moves)
   # In float32 whatever eta is, as all that is remembered.
   shares = _finite(jnp.zeros(eta.shape) if shares is None else shares)
   moves, grown = _start_up(moves, steering, shares)
-  ceiling = steering.ceiling + 1 / (time + 1)
+  ceiling = steering.ceiling + updates / (time + 1)
   moves = _limit(moves, shares, ceiling - eta)
   return jnp.where(is_rate, moves, others), Steering(
     long,

@@ -10,6 +10,7 @@ import pytest
 from metalr_flax.config import check
 from metalr_flax.engine import outer
 from metalr_flax.trainer import build
+from metalr_flax.tuning import rejection
 
 
 def make_run(**meta):
@@ -88,7 +89,7 @@ def test_a_rate_that_explodes_falls_and_the_model_is_kept(rate, steps, trained):
 def test_parameters_that_overflow_in_the_last_update_are_kept_out():
   """Of a window of one update the loss is finite, whatever its rate is."""
   run = make_run(unroll_length=1)
-  before = run.init_state()
+  before = with_watch(run.init_state(), seen=jnp.int32(1))
   _, metrics = jax.jit(run.step_fn)(before)
   after, chunk = jax.jit(
     functools.partial(outer.outer_steps, step_fn=run.step_fn, max_steps=1)
@@ -124,6 +125,8 @@ def test_one_bad_batch_costs_a_window(steps, trained):
   lower = {'mean': lower, 'highest': lower, 'distance': jnp.float32(1e-3)}
   bad, _ = steps(with_watch(trained, **lower), 1)
   assert bad.meta_opt_state.watch.streak == 1
+  # Far above what was usual, so that the next one as high is rejected, too.
+  assert bad.meta_opt_state.watch.refused < -1e3 + 0.05
   calm = with_watch(bad, **{n: getattr(usual, n) for n in lower})
   after, _ = steps(calm, 1)
   assert after.meta_opt_state.watch.streak == 0
@@ -147,6 +150,29 @@ def test_where_the_loss_is_high_before_a_window_it_goes_on_from_there(
   fallen = np.log(chunk.rows['hyperparams/learning_rate'][:2])
   np.testing.assert_allclose(np.diff(fallen), -2.3, rtol=1e-4)
   assert chunk.rows['train/loss'][3] < 0.9 * chunk.rows['train/loss'][0]
+
+
+def test_a_run_that_begins_with_nothing_finite_ends_at_once(run, steps):
+  state = run.init_state()
+  lost = jax.tree.map(lambda p: jnp.full_like(p, jnp.nan), state.params)
+  _, chunk = steps(state.replace(params=lost), 60)
+  assert not chunk.finite
+  assert chunk.count == 1
+
+
+@pytest.mark.parametrize('unroll_length', [1, 8, 64, 256])
+def test_stationary_noise_lowers_no_rate(unroll_length):
+  """A batch's loss is further from the mean than those of windows are."""
+  rng = np.random.default_rng(0)
+  losses = rng.exponential(size=(2000, unroll_length)).astype(np.float32)
+
+  def step(watch, window):
+    watch, _, falls = rejection.watched(watch, window.mean(), window[0])
+    return watch, falls
+
+  watch, falls = jax.lax.scan(step, rejection.init(), jnp.asarray(losses))
+  assert not falls.any()
+  assert watch.rejected < 5
 
 
 def test_a_run_of_bad_windows_ends(steps, trained):

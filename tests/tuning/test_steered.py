@@ -162,6 +162,26 @@ def test_the_clock_stops_at_the_largest_integer():
   assert np.isfinite(moves['learning_rate'])
 
 
+def test_what_an_explosion_took_comes_back_in_as_many_updates():
+  def after(count):
+    tx = steered.make(KINDS, held_out=False, unroll_length=count)
+    eta = {'learning_rate': jnp.float32(-7.3)}
+    state = tx.init(eta)
+    rule = state.rule._replace(time=jnp.int32(6400))
+    rule = steering.begin_anew(rule, jnp.float32([-5.0]))
+    none, state = {'learning_rate': jnp.float32(0)}, state._replace(rule=rule)
+    update = jax.jit(tx.update)
+    for _ in range(6400 // count):
+      moves, state = update(none, state, eta)
+      eta = jax.tree.map(jnp.add, eta, moves)
+    return eta['learning_rate'], state.rule.ceiling[0]
+
+  rate, ceiling = after(8)
+  np.testing.assert_allclose((rate, ceiling), after(64), atol=0.05)
+  np.testing.assert_allclose(ceiling, -7 + np.log(2), atol=0.02)
+  assert rate > -6.8
+
+
 def kept(*, discount, unroll_length, windows=40):
   """Z of windows whose updates are all 1, as `Estimator` keeps it."""
   state, z = steering.init(1), {'w': jnp.zeros(1)}
