@@ -101,6 +101,9 @@ def make_linear(peak: Any, num_steps: int) -> optax.Schedule:
   Args:
     peak: the highest rate, of the update that ends the warm-up.
     num_steps: updates of the run.
+
+  Returns:
+    From the number of updates done to the rate of the next, a float scalar.
   """
   rise = max(1, round(methods.WARM_UP * num_steps))
   fall = num_steps - rise + 1

@@ -56,11 +56,13 @@ class Watch(NamedTuple):
 
   Attributes:
     mean: of those of the windows that were kept, float32.
-    highest: the highest mean so far, or loss of a single rejected window,
+    highest: the highest mean so far, or a little above the loss of a window
+      that was rejected alone, float32.
+    refused: what `highest` becomes when the next window is kept, as the last
+      rejected one then was alone, float32.
+    distance: the mean distance of the kept windows' losses from `mean`,
       float32.
-    refused: what that of the last rejected window would be, float32.
-    distance: the mean of their distances from that mean, float32.
-    seen: windows in either, int32.
+    seen: windows in `mean` and `distance`, int32; 0 again after bad parameters.
     streak: windows rejected in a row, int32.
     rejected: windows rejected in all, int32.
   """
@@ -145,7 +147,10 @@ def watched(
   Args:
     watch: what was known before.
     loss: the window's, NaN where anything in it is not finite.
-    first: that of its first batch.
+    first: that of its first batch, before any update.
+
+  Returns:
+    The watch after the window, and two booleans.
   """
   earlier = _is_high(watch, first)
   # Before a window was kept there is nothing to go back to.
